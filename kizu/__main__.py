@@ -1,0 +1,5 @@
+"""`python -m kizu`."""
+
+from kizu.cli import main
+
+main()

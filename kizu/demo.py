@@ -1,0 +1,195 @@
+"""`kizu demo`: the whole way once, on rendered boards, through the same commands and HTTP calls that a factory uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from kizu.errors import UserError
+
+RECIPE = """\
+name = "demo-boards"
+dataset = "boards"
+target_fnr = 0.10
+
+[image]
+size = 64
+channels = 1
+
+[detector]
+kind = "ganomaly"
+epochs = {epochs}
+
+[detector.options]
+score = "peak"
+"""
+EPOCHS = 40
+BOARDS = {"count-ok": 900, "count-ng": 360, "boards": 60, "seed": 7}
+SHOWN_OK, SHOWN_NG = 40, 20
+MARKER = ".kizu-demo"
+
+console = Console()
+
+
+def register(app: typer.Typer) -> None:
+    """Add `kizu demo`, which needs both rooms."""
+    app.command("demo")(demo)
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", help="Where the demo keeps its files; made anew.")] = Path(
+        "var/demo"
+    ),
+    port: Annotated[int, typer.Option(help="Port of the service on 127.0.0.1.")] = 8000,
+    leave: Annotated[bool, typer.Option("--exit", help="End after the table instead of serving on.")] = False,
+) -> None:
+    """Render boards, train on them, serve the model, POST parts to it and compare its verdicts with the truth."""
+    started = time.monotonic()
+    _make_folder(folder)
+    dataset, run = folder / "boards", folder / "run"
+    _step("Rendering boards")
+    _kizu("data", "render", str(dataset), *(part for k, v in BOARDS.items() for part in (f"--{k}", str(v))))
+    (folder / "recipe.toml").write_text(RECIPE.format(epochs=EPOCHS), encoding="utf-8")
+    _step("Training a GANomaly on OK parts, exporting it, choosing its threshold on NG it has not seen")
+    _kizu("train", str(folder / "recipe.toml"), "--out", str(run))
+    environment = os.environ | {"KIZU_DATA_DIR": str(folder / "service"), "KIZU_AUDIT_RATE": "0.1"}
+    _step("Registering the bundle as champion")
+    _kizu("models", "add", str(run / "bundle"), "--promote", env=environment)
+    with _service(port, environment) as url:
+        _step(f"POSTing parts that the model has never seen to {url}")
+        parts = _test_parts(dataset, run)
+        _show(_inspect(url, parts))
+        _show_quality(url)
+        console.print(f"[dim]{time.monotonic() - started:.0f} s in all; report: {run / 'bundle' / 'report.html'}[/]")
+        if not leave:
+            _serve_on(url)
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARKER).exists():
+            raise UserError(f"{folder} is in use by something else.", "Give --dir a new folder.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
+
+
+def _step(text: str) -> None:
+    console.print(f"[bold cyan]▸[/] [bold]{text}[/]")
+
+
+def _kizu(*arguments: str, env: dict[str, str] | None = None) -> None:
+    finished = subprocess.run([sys.executable, "-m", "kizu", *arguments], env=env, check=False)
+    if finished.returncode:
+        raise typer.Exit(finished.returncode)
+
+
+@contextmanager
+def _service(port: int, environment: dict[str, str]) -> Iterator[str]:
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen([sys.executable, "-m", "kizu", "serve", "--port", str(port)], env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while not _ready(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise UserError(f"The service did not come up on {url}.", "Is the port free? Try --port 8001.")
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _test_parts(dataset: Path, run: Path) -> list[tuple[Path, str, str]]:
+    """(image, truth, defect) of parts in the test split, OK and NG mixed."""
+    from kizu.training.data.manifest import NG, OK, Manifest
+    from kizu.training.data.splits import read_split
+
+    test = read_split(run / "splits.csv", "test")
+    rows = [row for row in Manifest.read(dataset).rows if row.path in test]
+    ok = [row for row in rows if row.label == OK]
+    ng = [row for row in rows if row.label == NG]
+    step_ok, step_ng = max(1, len(ok) // SHOWN_OK), max(1, len(ng) // SHOWN_NG)
+    chosen = sorted([*ok[::step_ok][:SHOWN_OK], *ng[::step_ng][:SHOWN_NG]], key=lambda row: row.path.rpartition("_")[2])
+    return [(dataset / row.path, row.label, row.defect) for row in chosen]
+
+
+def _inspect(url: str, parts: list[tuple[Path, str, str]]) -> list[dict[str, Any]]:
+    """POST every part, then review it with the truth, as an operator would."""
+    found = []
+    with httpx.Client(base_url=url, timeout=30) as client:
+        for number, (path, truth, defect) in enumerate(parts, 1):
+            answer = client.post(
+                "/v1/inspections",
+                params={"recipe": "demo-boards", "serial": f"B{number:04d}", "station": "AOI-1", "lot": "demo"},
+                content=path.read_bytes(),
+                headers={"Content-Type": "image/png", "Idempotency-Key": f"demo-{number}"},
+            )
+            answer.raise_for_status()
+            inspection = answer.json()
+            review = {"label": truth, "defect": defect or None, "reviewer": "demo"}
+            client.post(f"/v1/inspections/{inspection['id']}/reviews", json=review).raise_for_status()
+            found.append({**inspection, "truth": truth, "defect": defect})
+    return found
+
+
+def _show(found: list[dict[str, Any]]) -> None:
+    table = Table(title=f"{len(found)} parts of the test split, sorted by score", title_justify="left")
+    for column in ("serial", "truth", "verdict", "score", ""):
+        table.add_column(column, justify="right" if column == "score" else "left")
+    for part in sorted(found, key=lambda part: part["score"]):
+        missed = part["truth"] == "NG" and part["verdict"] == "OK"
+        false_call = part["truth"] == "OK" and part["verdict"] == "NG"
+        remark = "[bold red]escape[/]" if missed else "[yellow]false call[/]" if false_call else ""
+        truth = f"NG {part['defect']}" if part["truth"] == "NG" else "OK"
+        colour = {"OK": "green", "NG": "red", "REVIEW": "yellow"}[part["verdict"]]
+        table.add_row(part["serial"], truth, f"[{colour}]{part['verdict']}[/]", f"{part['score']:.4f}", remark)
+    console.print(table)
+
+
+def _show_quality(url: str) -> None:
+    quality = httpx.get(f"{url}/v1/quality", params={"recipe": "demo-boards"}, timeout=30).json()
+    table = Table(title="GET /v1/quality, after the reviews", title_justify="left")
+    for column in ("figure", "rate", "counts", "bounds"):
+        table.add_column(column)
+    for name, meaning in (
+        ("specificity", "specificity: OK that passed"),
+        ("overkill", "overkill: OK that were called NG"),
+        ("fnr", "FNR: NG that passed"),
+        ("escape_rate", "escapes among passed parts"),
+    ):
+        rate = quality[name]
+        value = "–" if rate["rate"] is None else f"{rate['rate']:.1%}"
+        bounds = f"{rate['lower']:.1%} … {rate['upper']:.1%} ({rate['confidence']:.0%})"
+        table.add_row(meaning, value, f"{rate['count']} of {rate['total']}", bounds)
+    console.print(table)
+    for caveat in quality["caveats"]:
+        console.print(f"[dim]· {caveat}[/]", highlight=False)
+
+
+def _serve_on(url: str) -> None:
+    console.print(f"[bold]Serving on {url}[/] (API: {url}/docs). Ctrl-C ends.")
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        console.print("Stopping.")

@@ -1,0 +1,1 @@
+"""What a model is: networks, the graph that ships, its operating point and its bundle. No data, no loops."""

@@ -1,0 +1,130 @@
+"""The graph that ships: raw uint8 image → geometry → tiles → detector → score and heatmap.
+
+Notable here:
+- This is the only definition of preprocessing: training prepares its images with it, export traces it.
+- Number, height, width and channels (1 or 3) of the images stay free, so one graph inspects every camera's format.
+- Tiles overlap; the last one of a row or column is flush with the edge. An image is as bad as its worst tile,
+  and tiles' heatmaps are blended with weights that fall towards the tile's rim, so that no seams show.
+- Gathers and sums only: no scatter, no loop, no custom operator.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kizu.models.bundle import InputGeometry
+
+LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601 weights of R, G and B in grey."""
+
+
+class Geometry(nn.Module):
+    """uint8 [N, H, W, C] → [tiles, channels, height, width] in [−1, 1]; without tiling there is one tile an image."""
+
+    luma: Tensor
+
+    def __init__(self, geometry: InputGeometry):
+        super().__init__()
+        self.geometry = geometry
+        self.register_buffer("luma", torch.tensor(LUMA), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self._channels(image.permute(0, 3, 1, 2).to(torch.float32))
+        if self.geometry.tile is not None:
+            x = self._tiles(x, self.geometry.tile)
+        size = (self.geometry.height, self.geometry.width)
+        if self.geometry.tile is None or size != (self.geometry.tile, self.geometry.tile):
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
+        return x / 127.5 - 1
+
+    def _channels(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        if self.geometry.channels == 1:
+            # One channel: the first weight over itself is 1. Three: the weights already sum to 1.
+            weights = self.luma[:channels]
+            # Along rows, not along the three channels: ONNX Runtime would loop over spans of length one.
+            return (x * (weights / weights.sum())[:, None, None]).sum(1, keepdim=True)
+        return x[:, torch.arange(3, device=x.device).clamp(max=channels - 1)]
+
+    def _tiles(self, x: Tensor, tile: int) -> Tensor:
+        n, _, height, width = x.shape
+        rows, columns = self.grid(height), self.grid(width)
+        inside = torch.arange(tile, device=x.device)
+        y = (self.origins(height, x.device)[:, None] + inside).reshape(-1)
+        z = (self.origins(width, x.device)[:, None] + inside).reshape(-1)
+        x = x.index_select(2, y).index_select(3, z)
+        x = x.reshape(n, self.geometry.channels, rows, tile, columns, tile).permute(0, 2, 4, 1, 3, 5)
+        return x.reshape(n * rows * columns, self.geometry.channels, tile, tile)
+
+    def grid(self, length: int) -> int:
+        """Tiles along a side of `length` source pixels."""
+        tile, stride = self._tile_and_stride()
+        return (length - tile + stride - 1) // stride + 1
+
+    def origins(self, length: int, device: torch.device) -> Tensor:
+        """First pixel of each tile along a side, int64 [grid(length)]."""
+        tile, stride = self._tile_and_stride()
+        return (torch.arange(self.grid(length), device=device) * stride).clamp(max=length - tile)
+
+    def _tile_and_stride(self) -> tuple[int, int]:
+        if self.geometry.tile is None:
+            raise ValueError("this geometry has no tiles")
+        return self.geometry.tile, self.geometry.stride or self.geometry.tile
+
+
+class Inspector(nn.Module):
+    """Geometry and detector as one function of raw images.
+
+    Args:
+        detector: maps [M, C, height, width] in [−1, 1] to (score [M], heatmap [M, 1, h, w]); higher is more NG.
+        geometry: what the graph expects of an image.
+    """
+
+    def __init__(self, detector: nn.Module, geometry: InputGeometry):
+        super().__init__()
+        self.geometry = Geometry(geometry)
+        self.detector = detector
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [N, H, W, C] → (score [N], heatmap [N, h, w]).
+
+        The heatmap has the detector's size, and the source's size (h = H, w = W) where the recipe tiles.
+        """
+        score, heatmap = self.detector(self.geometry(image))
+        tile = self.geometry.geometry.tile
+        if tile is None:
+            return score, heatmap[:, 0]
+        n, height, width, _ = image.shape
+        rows, columns = self.geometry.grid(height), self.geometry.grid(width)
+        score = score.reshape(n, rows * columns).amax(1)
+        heatmap = F.interpolate(heatmap, size=(tile, tile), mode="bilinear", align_corners=False)
+        heatmap = heatmap.reshape(n, rows, columns, tile, tile).permute(0, 1, 3, 2, 4)
+        heatmap = heatmap.reshape(n, rows * tile, columns * tile)
+        heatmap = self._blend(heatmap, 1, height)
+        return score, self._blend(heatmap, 2, width)
+
+    def _blend(self, tiles: Tensor, dim: int, length: int) -> Tensor:
+        """Blend overlapping tiles that stand side by side along `dim` into `length` source pixels."""
+        tile, stride = self.geometry._tile_and_stride()
+        last = self.geometry.grid(length) - 1
+        pixel = torch.arange(length, device=tiles.device)
+        shape = [1, -1, 1] if dim == 1 else [1, 1, -1]
+        total: Tensor | float = 0.0
+        weights: Tensor | float = 0.0
+        for back in range(-(-tile // stride) + 1):
+            if back == 0:
+                index, offset = torch.full_like(pixel, last), pixel - (length - tile)
+                covers = offset >= 0
+            else:
+                index = pixel // stride - (back - 1)
+                offset = pixel - index * stride
+                covers = (index >= 0) & (index < last) & (offset < tile)
+            weight = torch.minimum(offset + 1, tile - offset).to(tiles.dtype) * covers
+            source = index.clamp(0, last) * tile + offset.clamp(0, tile - 1)
+            total = total + tiles.index_select(dim, source) * weight.reshape(shape)
+            weights = weights + weight
+        assert isinstance(total, Tensor)
+        assert isinstance(weights, Tensor)
+        return total / weights.reshape(shape)

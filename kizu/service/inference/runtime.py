@@ -1,0 +1,235 @@
+"""The models in use: which version is champion, its session, its batcher.
+
+Notable here:
+- The database says who is champion. It is asked at most once a second, and at once after a promotion by this process,
+  so a promotion by another process (or the CLI) counts within a second.
+- A version is verified whenever it is loaded: against its own hashes, and against the fingerprint that the database
+  remembers from when it was added. What fails is unusable, says why, and leaves other recipes alone.
+- Swapping drops nothing: a request keeps the version it started with until it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kizu.errors import UserError
+from kizu.models.bundle import Bundle, BundleError, BundleManifest, Device, Session
+from kizu.service.inference.batcher import Batcher, Scored
+from kizu.service.problems import Problem
+from kizu.service.registry import repository
+from kizu.service.registry.service import unknown_model, unknown_recipe
+from kizu.service.registry.tables import Model
+from kizu.service.settings import Settings
+from kizu.service.storage.database import Database
+
+CHAMPIONS_VALID_S = 1.0
+RETRY_UNUSABLE_S = 5.0
+
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+class LoadedModel:
+    """A version that can score."""
+
+    def __init__(self, model: Model, manifest: BundleManifest, session: Session, batcher: Batcher):
+        self.model = model
+        self.manifest = manifest
+        self.provider = session.provider
+        self.last_used = time.monotonic()
+        self._batcher = batcher
+
+    async def score(self, image: NDArray[np.uint8], deadline: float) -> Scored:
+        """As `Batcher.score`."""
+        return await self._batcher.score(image, deadline)
+
+    async def close(self) -> None:
+        """Score what waits and let go of the session."""
+        await self._batcher.close()
+
+
+@dataclass
+class _Unusable:
+    problem: Problem
+    until: float
+
+
+class Runtime:
+    """Loads versions on demand and keeps them; lives in the event loop."""
+
+    def __init__(self, database: Database, settings: Settings):
+        self._database = database
+        self._settings = settings
+        self._champions: dict[str, str | None] = {}
+        self._champions_until = 0.0
+        self._forgotten = 0
+        self._asking = asyncio.Lock()
+        self._loading: dict[str, asyncio.Lock] = {}
+        self._loaded: dict[str, LoadedModel] = {}
+        self._unusable: dict[str, _Unusable] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._compute = ThreadPoolExecutor(2, "inference")
+        self._provider_said = False
+
+    async def champions(self) -> dict[str, str | None]:
+        """Recipe → id of its champion."""
+        if time.monotonic() >= self._champions_until:
+            async with self._asking:
+                if time.monotonic() >= self._champions_until:
+                    # Whatever is committed after the question was put must not count as known.
+                    asked_at, forgotten = time.monotonic(), self._forgotten
+                    self._champions = await asyncio.to_thread(self._read_champions)
+                    if forgotten == self._forgotten:
+                        self._champions_until = asked_at + CHAMPIONS_VALID_S
+                    self._let_go_of_idle()
+        return self._champions
+
+    def forget_champions(self) -> None:
+        """Ask the database before the next inspection."""
+        self._forgotten += 1
+        self._champions_until = 0.0
+
+    async def champion(self, recipe: str) -> LoadedModel:
+        """The recipe's champion, loaded.
+
+        Raises:
+            Problem: 404 no such recipe, 409 it has no champion, 503 the champion's bundle is unusable.
+        """
+        champions = await self.champions()
+        if champions.get(recipe) is None:
+            # Perhaps it was added a moment ago by another process; nobody should be refused for our memory's sake.
+            self.forget_champions()
+            champions = await self.champions()
+        if recipe not in champions:
+            raise unknown_recipe(recipe)
+        model_id = champions[recipe]
+        if model_id is None:
+            raise Problem(
+                409, "no-champion", f"Recipe {recipe} has no champion.", "Promote a model: kizu models promote ID."
+            )
+        return await self.version(model_id)
+
+    async def version(self, model_id: str) -> LoadedModel:
+        """Any registered version, loaded; raises a 404 or 503 Problem."""
+        loaded = self._loaded.get(model_id)
+        if loaded is None:
+            async with self._loading.setdefault(model_id, asyncio.Lock()):
+                loaded = self._loaded.get(model_id) or await self._load(model_id)
+                self._loaded[model_id] = loaded
+        loaded.last_used = time.monotonic()
+        return loaded
+
+    def try_again(self, model_id: str) -> None:
+        """Forget that a version was unusable: its bundle has been put right."""
+        self._unusable.pop(model_id, None)
+
+    async def preload(self) -> None:
+        """Load every champion; unusable ones are logged and left."""
+        for model_id in (await self.champions()).values():
+            if model_id is not None:
+                try:
+                    await self.version(model_id)
+                except Problem as problem:
+                    logger.error("%s", problem.problem)
+
+    def state(self, model_id: str) -> tuple[str, str | None, str | None]:
+        """(`loaded`, `unusable` or `not loaded`; provider; problem) of a version."""
+        if model_id in self._loaded:
+            return "loaded", self._loaded[model_id].provider, None
+        if model_id in self._unusable:
+            return "unusable", None, self._unusable[model_id].problem.problem
+        return "not loaded", None, None
+
+    async def close(self) -> None:
+        """Score what waits and let go of every session."""
+        for loaded in self._loaded.values():
+            await loaded.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
+        self._compute.shutdown()
+
+    def _read_champions(self) -> dict[str, str | None]:
+        with self._database.reading() as session:
+            return repository.champions(session)
+
+    async def _load(self, model_id: str) -> LoadedModel:
+        unusable = self._unusable.get(model_id)
+        if unusable is not None and time.monotonic() < unusable.until:
+            raise unusable.problem
+        try:
+            model, manifest, session = await asyncio.to_thread(self._open, model_id)
+        except BundleError as error:
+            problem = Problem(
+                503,
+                "model-unusable",
+                f"Model {model_id} cannot be used: {error.problem}",
+                "Add its bundle again, promote another version or roll back.",
+            )
+            self._unusable[model_id] = _Unusable(problem, time.monotonic() + RETRY_UNUSABLE_S)
+            raise problem from error
+        self._unusable.pop(model_id, None)
+        settings = self._settings
+        batcher = Batcher(
+            session.score,
+            self._compute,
+            max_batch=settings.max_batch,
+            max_pixels=settings.max_batch_pixels,
+            wait=settings.batch_wait_ms / 1000,
+            queue_size=settings.queue_size,
+            buckets=session.provider == "CUDAExecutionProvider",
+        )
+        if not self._provider_said:
+            logger.info("%s", _said_of_provider(session.provider, settings.device))
+            self._provider_said = True
+        return LoadedModel(model, manifest, session, batcher)
+
+    def _open(self, model_id: str) -> tuple[Model, BundleManifest, Session]:
+        with self._database.reading() as database_session:
+            model = repository.model(database_session, model_id)
+        if model is None:
+            raise unknown_model(model_id)
+        path = self._settings.bundle_dir() / model_id
+        bundle = Bundle.read(path)
+        if bundle.fingerprint != model.fingerprint:
+            raise BundleError(f"{path} is not the bundle that was added: its fingerprint differs.")
+        try:
+            session = bundle.open(self._settings.device, self._settings.inference_threads, spin=False)
+            geometry = bundle.manifest.geometry
+            # The first run allocates and, on CUDA, searches algorithms; no inspection should wait for that.
+            session.score(np.zeros((1, geometry.min_height, geometry.min_width, geometry.channels), np.uint8))
+        except UserError:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions have no other common base
+            raise BundleError(f"{path} cannot score an image: {error}") from error
+        return model, bundle.manifest, session
+
+    def _let_go_of_idle(self) -> None:
+        champions = set(self._champions.values())
+        idle = [model_id for model_id in self._loaded if model_id not in champions]
+        idle.sort(key=lambda model_id: self._loaded[model_id].last_used)
+        for model_id in idle[: max(len(idle) - self._settings.idle_models, 0)]:
+            if time.monotonic() - self._loaded[model_id].last_used > self._settings.request_deadline_s:
+                task = asyncio.create_task(self._loaded.pop(model_id).close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+
+
+def _said_of_provider(provider: str, device: Device) -> str:
+    if provider != "CPUExecutionProvider":
+        return f"scoring on the GPU ({provider})"
+    return "scoring on the CPU" + ("; ONNX Runtime found no GPU that it can use" if device == "auto" else "")
+
+
+async def in_thread(executor: Executor, function: Callable[..., Result], *arguments: object) -> Result:
+    """Await `function(*arguments)` in one of the executor's threads."""
+    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)

@@ -1,0 +1,70 @@
+"""Inspections, and the idempotency keys under which they were asked for."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from kizu.service.storage.database import Base
+
+
+class Inspection(Base):
+    """One scored image with its verdict. Only `label` ever changes: it repeats the latest review's."""
+
+    __tablename__ = "inspections"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    recipe: Mapped[str] = mapped_column(sa.String(128), sa.ForeignKey("recipes.name"))
+    model_id: Mapped[str] = mapped_column(sa.String(16), sa.ForeignKey("models.id"))
+    verdict: Mapped[str] = mapped_column(sa.String(8))
+    score: Mapped[float | None]
+    """NULL: the model gave no finite number, and the verdict is NG."""
+    threshold: Mapped[float]
+    serial: Mapped[str | None] = mapped_column(sa.String(128), index=True)
+    lot: Mapped[str | None] = mapped_column(sa.String(128), index=True)
+    station: Mapped[str | None] = mapped_column(sa.String(128))
+    captured_at: Mapped[datetime | None]
+    received_at: Mapped[datetime]
+    """The time inside `id`."""
+    image_sha256: Mapped[str] = mapped_column(sa.String(64), index=True)
+    image_bytes: Mapped[int]
+    width: Mapped[int]
+    height: Mapped[int]
+    media_type: Mapped[str] = mapped_column(sa.String(32))
+    heatmap_low: Mapped[float | None]
+    heatmap_high: Mapped[float | None]
+    audit_probability: Mapped[float | None]
+    """Of a passed inspection: the probability with which it could be drawn."""
+    audited: Mapped[bool]
+    """Whether it was drawn."""
+    label: Mapped[str | None] = mapped_column(sa.String(2))
+
+    __table_args__ = (
+        sa.Index("ix_inspections_recipe_id", "recipe", "id"),
+        sa.Index("ix_inspections_station_id", "station", "id"),
+        sa.Index(
+            "ix_inspections_queue",
+            "recipe",
+            "id",
+            sqlite_where=sa.text("label IS NULL AND (verdict <> 'OK' OR audited)"),
+            postgresql_where=sa.text("label IS NULL AND (verdict <> 'OK' OR audited)"),
+        ),
+    )
+
+
+class IdempotencyKey(Base):
+    """A key in use. Without an inspection it is a reservation: somebody works on it until `expires_at`."""
+
+    __tablename__ = "idempotency_keys"
+
+    station: Mapped[str] = mapped_column(sa.String(128), primary_key=True)
+    """Empty where the request names no station."""
+    key: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(sa.String(64))
+    token: Mapped[UUID]
+    """The id of the inspection that the reservation is for."""
+    expires_at: Mapped[datetime]
+    inspection_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("inspections.id"))

@@ -1,0 +1,112 @@
+"""Quality figures as the API shows them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from pydantic import BaseModel, Field
+
+from kizu.models.rates import Rate
+from kizu.service.fields import Moment
+from kizu.service.quality import estimates
+from kizu.service.quality.estimates import Counts, Estimate
+from kizu.service.quality.repository import GroupBy
+
+
+class RateView(BaseModel):
+    """`count` of `total`, with the two-sided Clopper–Pearson interval."""
+
+    rate: float | None = Field(description="null: nothing was observed.")
+    lower: float
+    upper: float
+    count: int
+    total: int
+    confidence: float
+
+    @classmethod
+    def of(cls, rate: Rate) -> RateView:
+        """The view of a rate."""
+        return cls.model_validate(rate.as_dict())
+
+
+class EstimateView(BaseModel):
+    """A rate over all inspections, reviewed or not, with conservative bounds."""
+
+    rate: float | None
+    lower: float
+    upper: float
+    confidence: float
+    reason: str | None = Field(description="Why there is no rate.")
+
+    @classmethod
+    def of(cls, estimate: Estimate) -> EstimateView:
+        """The view of an estimate."""
+        return cls.model_validate(asdict(estimate))
+
+
+class Coverage(BaseModel):
+    """How much of what was decided somebody has looked at."""
+
+    flagged: RateView
+    passed: RateView
+    audited: int = Field(description="Reviewed passes that had been drawn at random.")
+
+
+class Quality(BaseModel):
+    """How often the inspection was wrong. NG is the positive class; REVIEW counts as flagged."""
+
+    inspected: int
+    passed: int
+    flagged: int
+    reviewed: int
+    tp: int = Field(description="Flagged, and NG.")
+    fp: int = Field(description="Flagged, but OK: a false call.")
+    tn: int = Field(description="Passed, and OK.")
+    fn: int = Field(description="Passed, but NG: an escape.")
+    fnr: RateView = Field(description="fn / (fn + tp), among reviewed parts.")
+    specificity: RateView = Field(description="tn / (tn + fp), among reviewed parts.")
+    overkill: RateView = Field(description="fp / (fp + tn), among reviewed parts.")
+    escape_rate: RateView = Field(description="fn / (fn + tn), among reviewed passes.")
+    fnr_estimate: EstimateView
+    specificity_estimate: EstimateView
+    review_coverage: Coverage
+    caveats: list[str] = Field(description="What these figures do not say.")
+
+    @classmethod
+    def fields_of(cls, counts: Counts, confidence: float) -> dict[str, object]:
+        """The fields that follow from the counts."""
+        return {
+            "inspected": counts.passed + counts.flagged,
+            "passed": counts.passed,
+            "flagged": counts.flagged,
+            "reviewed": counts.reviewed_passed + counts.reviewed_flagged,
+            "tp": counts.tp,
+            "fp": counts.fp,
+            "tn": counts.tn,
+            "fn": counts.fn,
+            **{name: RateView.of(rate) for name, rate in estimates.rates(counts, confidence).items()},
+            "fnr_estimate": EstimateView.of(estimates.estimate_fnr(counts, confidence)),
+            "specificity_estimate": EstimateView.of(estimates.estimate_specificity(counts, confidence)),
+            "review_coverage": Coverage(
+                flagged=RateView.of(Rate(counts.reviewed_flagged, counts.flagged, confidence)),
+                passed=RateView.of(Rate(counts.reviewed_passed, counts.passed, confidence)),
+                audited=counts.audited,
+            ),
+            "caveats": estimates.caveats(counts),
+        }
+
+
+class QualityGroup(Quality):
+    """The same for one day, lot, station or model version."""
+
+    key: str | None = Field(description="null: inspections that named none.")
+
+
+class QualityReport(Quality):
+    """The whole, and its groups."""
+
+    recipe: str
+    since: Moment | None
+    until: Moment | None
+    group_by: GroupBy | None
+    groups: list[QualityGroup]

@@ -1,0 +1,83 @@
+"""Models as the API shows them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from kizu.models.bundle import InputGeometry
+from kizu.service.fields import Moment
+from kizu.service.registry.service import status_of
+from kizu.service.registry.tables import Model
+
+
+class Certificate(BaseModel):
+    """What the threshold is certified for."""
+
+    statement: str = Field(description="The certificate in plain words.")
+    basis: str
+    target_fnr: float
+    certified_fnr: float | None = Field(description="With `confidence`, the FNR is at most this; null: unknown.")
+    confidence: float
+
+    @classmethod
+    def of(cls, model: Model) -> Certificate:
+        """The certificate of a model."""
+        point = model.operating_point
+        return cls(
+            statement=model.statement,
+            basis=point.basis,
+            target_fnr=point.target_fnr,
+            certified_fnr=point.certified_fnr,
+            confidence=point.confidence,
+        )
+
+
+class ModelVersion(BaseModel):
+    """Which model decided."""
+
+    id: str
+    name: str = Field(examples=["deeppcb v3"])
+
+
+class ModelView(BaseModel):
+    """A registered model."""
+
+    id: str
+    name: str = Field(examples=["deeppcb v3"])
+    recipe: str
+    number: int = Field(description="Counts the recipe's versions from 1.")
+    status: Literal["champion", "challenger", "retired"]
+    fingerprint: str = Field(description="SHA-256 of `bundle.json`, and through it of the whole bundle.")
+    geometry: InputGeometry
+    threshold: float
+    review_threshold: float
+    certificate: Certificate
+    metrics: dict[str, Any]
+    created_at: Moment
+    retired_at: Moment | None
+
+    @classmethod
+    def of(cls, model: Model, champion_id: str | None) -> ModelView:
+        """The view of a row."""
+        point = model.operating_point
+        return cls(
+            id=model.id,
+            name=model.name,
+            recipe=model.recipe,
+            number=model.number,
+            status=status_of(model, champion_id),  # type: ignore[arg-type]
+            fingerprint=model.fingerprint,
+            geometry=InputGeometry.model_validate(model.manifest["geometry"]),
+            threshold=point.threshold,
+            review_threshold=point.review_threshold,
+            certificate=Certificate.of(model),
+            metrics=model.manifest["metrics"],
+            created_at=model.created_at,
+            retired_at=model.retired_at,
+        )
+
+
+class ModelList(BaseModel):
+    items: list[ModelView]

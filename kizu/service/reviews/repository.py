@@ -1,0 +1,50 @@
+"""Every query on reviews and on what waits for one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from kizu.service.inspections.tables import Inspection
+from kizu.service.reviews.tables import Review
+
+
+def hold_inspection(session: Session, inspection_id: UUID) -> Inspection | None:
+    """The inspection, held against other reviewers until the transaction ends."""
+    return session.get(Inspection, inspection_id, with_for_update=True)
+
+
+def add(session: Session, review: Review, inspection: Inspection) -> None:
+    """Add a review; the caller holds the inspection."""
+    session.add(review)
+    inspection.label = review.label
+
+
+def of_inspection(session: Session, inspection_id: UUID) -> Sequence[Review]:
+    """The inspection's reviews, oldest first."""
+    return session.scalars(sa.select(Review).where(Review.inspection_id == inspection_id).order_by(Review.id)).all()
+
+
+def _waiting(recipe: str) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        Inspection.recipe == recipe,
+        Inspection.label.is_(None),
+        # Spelt as in the partial index ix_inspections_queue, so that the databases use it.
+        sa.text("(verdict <> 'OK' OR audited)"),
+    )
+
+
+def queue(session: Session, recipe: str, after: UUID | None, limit: int) -> Sequence[Inspection]:
+    """What waits for a review, oldest first, behind the inspection `after`."""
+    query = sa.select(Inspection).where(_waiting(recipe)).order_by(Inspection.id).limit(limit)
+    if after is not None:
+        query = query.where(Inspection.id > after)
+    return session.scalars(query).all()
+
+
+def pending(session: Session, recipe: str) -> int:
+    """How many wait for a review."""
+    return session.scalar(sa.select(sa.func.count()).select_from(Inspection).where(_waiting(recipe))) or 0

@@ -1,0 +1,80 @@
+"""Reviews as they come in and go out, and the queue of what to review."""
+
+from __future__ import annotations
+
+from typing import Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from kizu.models.operating_point import Verdict
+from kizu.service.fields import Moment, Note, OptionalName
+from kizu.service.inspections.schemas import ImageView, InspectionView
+
+Label = Literal["OK", "NG"]
+
+
+class NewReview(BaseModel):
+    """What a person found."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: Label
+    defect: OptionalName = Field(default=None, description="The class of the defect, where the part is NG.")
+    note: Note | None = None
+    reviewer: OptionalName = Field(default=None, description="Who looked.")
+
+    @model_validator(mode="after")
+    def _only_ng_has_a_defect(self) -> NewReview:
+        if self.label == "OK" and self.defect is not None:
+            raise ValueError("an OK part has no defect")
+        return self
+
+
+class ReviewView(BaseModel):
+    """One review."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    inspection_id: UUID
+    label: Label
+    defect: str | None
+    note: str | None
+    reviewer: str | None
+    created_at: Moment
+
+
+class InspectionDetail(InspectionView):
+    """An inspection with what people found."""
+
+    label: Label | None = Field(description="The latest review's; null: not reviewed.")
+    reviews: list[ReviewView] = Field(description="Oldest first; the last one counts.")
+
+
+class QueueLinks(BaseModel):
+    image: str
+    reviews: str
+
+
+class QueueItem(BaseModel):
+    """An inspection that waits for a person. What the model thought is left out unless asked for."""
+
+    id: UUID
+    recipe: str
+    serial: str | None
+    lot: str | None
+    station: str | None
+    captured_at: Moment | None
+    received_at: Moment
+    image: ImageView
+    links: QueueLinks
+    verdict: Verdict | None = None
+    score: float | None = None
+    threshold: float | None = None
+
+
+class Queue(BaseModel):
+    items: list[QueueItem]
+    next: str | None
+    pending: int = Field(description="All that wait, on this page or not.")

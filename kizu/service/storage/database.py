@@ -1,0 +1,140 @@
+"""The database: SQLite or PostgreSQL behind one class.
+
+Notable here:
+- SQLite runs in WAL mode with synchronous=FULL: a commit has reached the disk before anybody hears of it.
+- Writers begin with BEGIN IMMEDIATE, so two of them queue up instead of failing half-way.
+- Times are stored in UTC and read back with their zone from either database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from kizu.errors import UserError
+
+BUSY_TIMEOUT_S = 15
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """An instant. SQLite keeps no zone, so values are turned to UTC on the way in and marked on the way out."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        del dialect
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """The tables. Named constraints, because SQLite can only change what has a name."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime()}
+
+
+class Database:
+    """An engine with its two kinds of transaction."""
+
+    def __init__(self, url: str):
+        try:
+            self.url = sa.make_url(url)
+            dialect = self.url.get_dialect().name
+        except sa.exc.ArgumentError as error:
+            raise UserError("KIZU_DATABASE_URL is not a database URL.", "Example: sqlite:///var/kizu.db") from error
+        if dialect not in ("sqlite", "postgresql"):
+            raise UserError(f"Kizu does not run on {dialect}.", "Use sqlite:///… or postgresql+psycopg://….")
+        self.is_sqlite = dialect == "sqlite"
+        self.engine = self._sqlite_engine() if self.is_sqlite else self._postgresql_engine()
+
+    def _sqlite_engine(self) -> sa.Engine:
+        if self.url.database in (None, "", ":memory:"):
+            raise UserError("An SQLite database in memory keeps no verdicts.", "Give a file: sqlite:///var/kizu.db")
+        Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(
+            self.url, pool_size=16, max_overflow=48, connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None}
+        )
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+    def _postgresql_engine(self) -> sa.Engine:
+        return sa.create_engine(
+            self.url,
+            pool_size=8,
+            max_overflow=24,
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": 5,
+                "options": f"-c timezone=UTC -c synchronous_commit=on -c lock_timeout={BUSY_TIMEOUT_S}s",
+            },
+        )
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A consistent view; nothing is written."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A transaction that commits at the end of the block, or rolls back with its exception."""
+        options = {"sqlite_begin": "IMMEDIATE"} if self.is_sqlite else {}
+        engine = self.engine.execution_options(**options)
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def insert_or_ignore(session: Session, table: type[Base], **values: Any) -> bool:
+    """INSERT unless a row with that key exists; whether a row was added."""
+    connection = session.connection()
+    return connection.execute(_insert_or_ignore(table, connection.dialect.name), values).rowcount == 1
+
+
+@cache
+def _insert_or_ignore(table: type[Base], dialect: str) -> sa.Insert:
+    # Built once: compiling it anew would cost more than running it.
+    module = sqlite if dialect == "sqlite" else postgresql
+    return module.insert(table.__table__).on_conflict_do_nothing()
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-16000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # The sqlite3 module would begin on its own, late and deferred; isolation_level=None switches that off.
+    connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', 'DEFERRED')}")

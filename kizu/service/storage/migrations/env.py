@@ -1,0 +1,11 @@
+"""Alembic's entry: migrates the connection that `kizu.service.storage.schema` hands over."""
+
+from alembic import context
+
+from kizu.service.storage.tables import Base
+
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=Base.metadata, render_as_batch=True
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,1 @@
+"""The offline pipeline: recipe in, bundle out."""

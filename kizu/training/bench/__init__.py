@@ -1,0 +1,1 @@
+"""Benchmarks: claims about speed and quality as commands that anyone can repeat (`kizu bench …`)."""

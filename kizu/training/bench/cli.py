@@ -1,0 +1,159 @@
+"""`kizu bench …`. Heavy modules are imported inside the commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from kizu.errors import UserError
+
+if TYPE_CHECKING:
+    from kizu.training.bench.ganomaly import Material, Settings, Trial
+
+RESULT_FILE = "result.json"
+
+
+def bench_app() -> typer.Typer:
+    """The command group."""
+    group = typer.Typer(no_args_is_help=True, help="Measure Kizu against its peers, repeatably.")
+
+    @group.callback()
+    def bench() -> None:
+        """Keeps `ganomaly` a subcommand of its own while it is the only one."""
+
+    group.command("ganomaly")(_ganomaly)
+    return group
+
+
+def _ganomaly(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A manifest folder.")],
+    size: Annotated[int, typer.Option(min=32, max=1024, help="Pixels of the side that both see.")] = 128,
+    channels: Annotated[int, typer.Option(min=1, max=3, help="Kizu's, 1 or 3; anomalib always has 3.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 20,
+    features: Annotated[int, typer.Option(min=1, help="Channels of the first convolution.")] = 32,
+    latent: Annotated[int, typer.Option(min=1, help="Length of the latent.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images per update.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, and of the first training.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each, with seed, seed + 1, …")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of either; every usable core if omitted.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images for anomalib.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    repeats: Annotated[int, typer.Option(min=1, help="Of each timing of scoring.")] = 7,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Job files, logs and result.json.")] = Path(
+        "var/bench/ganomaly"
+    ),
+    environment: Annotated[Path, typer.Option(metavar="FOLDER", help="anomalib's; made if it is not there.")] = Path(
+        "var/bench/anomalib-venv"
+    ),
+    report: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write a Markdown report here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout, nothing else.")] = False,
+) -> None:
+    """Kizu's GANomaly against anomalib's: same images, split, size, width, epochs and threads, in turns.
+
+    anomalib is installed from the package registry into an environment of its own. Let nothing else run meanwhile.
+    """
+    if channels not in (1, 3):
+        raise UserError(f"{channels} channels are neither grey nor RGB.", "Choose --channels 1 or 3.")
+    from kizu.training.bench.environment import current_environment, usable_cores
+    from kizu.training.bench.ganomaly import Settings, gather, run
+    from kizu.training.bench.peer import make_environment
+    from kizu.training.bench.report import headline, render_markdown, rich_tables
+    from kizu.training.data.manifest import Manifest
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    say = lambda text: console.print(text, markup=False)  # noqa: E731 - a name for one argument
+    settings = Settings(
+        size=size,
+        channels=3 if channels == 3 else 1,
+        epochs=epochs,
+        features=features,
+        latent=latent,
+        batch_size=batch_size,
+        seed=seed,
+        seeds=seeds,
+        threads=threads or usable_cores(),
+        workers=workers,
+        device=_device(device),
+        repeats=repeats,
+    )
+    facts = current_environment()
+    if facts.load > 0.5:
+        say(f"note: the load average is {facts.load}; timings need a machine that does nothing else")
+    say("anomalib's environment: making it or finding it")
+    python = make_environment(environment)
+    say("reading images")
+    manifest = Manifest.read(dataset)
+    material = gather(manifest, settings, out / "pixels")
+    trials = run(material, settings, python, out, say)
+    result = result_of(dataset.resolve().name, material, settings, trials, facts.as_dict())
+    out.mkdir(parents=True, exist_ok=True)
+    (out / RESULT_FILE).write_text(json.dumps(result, allow_nan=False, indent=1), encoding="utf-8")
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(render_markdown(result, _method_notes()), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(result, allow_nan=False))
+        return
+    shown = Console(highlight=False)
+    if not shown.is_terminal:
+        shown.width = 160
+    for table in rich_tables(result["figures"]):
+        shown.print(table)
+    for line in headline(result["figures"]):
+        shown.print(line, markup=False)
+
+
+def result_of(
+    name: str, material: Material, settings: Settings, trials: list[Trial], environment: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything that is known after the run, JSON-able, without paths."""
+    from kizu.training.bench.comparison import compare
+    from kizu.training.data.splits import assign_splits
+
+    splits = assign_splits(material.manifest, settings.seed)
+    return {
+        "benchmark": "ganomaly",
+        "command": command_line(name, settings),
+        "environment": environment,
+        "peer_versions": next((trial.versions for trial in trials if trial.versions), {}),
+        "dataset": {
+            "name": name,
+            "counts": splits.counts,
+            "split_fingerprint": splits.fingerprint,
+            "rewritten_for_anomalib": material.rewritten,
+        },
+        "settings": dataclasses.asdict(settings),
+        "figures": compare(trials, material.labels),
+        "scores": [{"arm": t.arm, "seed": t.seed, "scores": t.scores} for t in trials],
+        "labels": material.labels,
+    }
+
+
+def command_line(name: str, settings: Settings) -> str:
+    """The command that repeats the run; the data set by its name alone."""
+    options = [f"--{key.replace('_', '-')} {value}" for key, value in dataclasses.asdict(settings).items()]
+    return " ".join(["kizu bench ganomaly", shlex.quote(name), *options])
+
+
+def _device(wanted: str) -> Literal["cpu", "cuda"]:
+    import torch
+
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UserError(f"There is no device '{wanted}'.", "Choose auto, cpu or cuda.")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("CUDA was asked for, but there is no GPU that torch can use.", "Choose --device cpu.")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _method_notes() -> list[str]:
+    """How it was measured, in the words of the module that measures."""
+    from kizu.training.bench import ganomaly
+
+    text = (ganomaly.__doc__ or "").partition(":\n- ")[2]
+    return ("- " + text).strip().splitlines()

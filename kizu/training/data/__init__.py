@@ -1,0 +1,1 @@
+"""Data sets: the manifest, importers into it, leakage-free splits, rendered boards and loading."""

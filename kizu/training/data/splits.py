@@ -1,0 +1,188 @@
+"""Leakage-free splits: what was photographed twice is never on both sides.
+
+Notable here:
+- The unit is the group (the board, lot or module); a row without a group is its own.
+- Largest units first, each to the split that lacks most of what the unit holds: OK, NG and, weakly, each defect class.
+- A function of the rows and the seed alone: no random generator, so neither row order nor platform matters.
+- Given splits are kept. Where they lack a calibration split, it comes out of train; test is never touched.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kizu.errors import UserError
+from kizu.training.data.manifest import FILE, NG, OK, SPLITS, UNLABELLED, Manifest, Row, check_groups, count_labels
+
+# A defect class may tip the scales between splits that want a unit equally, but not against OK or NG.
+DEFECT_WEIGHT = 0.1
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of each split, ordered by path, with their `split` filled in."""
+
+    train: list[Row]
+    calibration: list[Row]
+    test: list[Row]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the sorted (path, split) pairs."""
+        digest = hashlib.sha256()
+        for row in sorted(self.rows, key=lambda row: row.path):
+            digest.update(f"{row.path}\0{row.split}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows, train first."""
+        return [*self.train, *self.calibration, *self.test]
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images per split and label: `{"train": {"OK": …, "NG": …, "unlabelled": …}, …}`."""
+        return {split: count_labels(getattr(self, split)) for split in SPLITS}
+
+
+def write_splits(path: Path, splits: Splits) -> None:
+    """Write which row went where, as CSV with the columns path, label, group and split."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "group", "split"])
+        writer.writerows([row.path, row.label, row.group, row.split] for row in splits.rows)
+
+
+def read_split(path: Path, split: str) -> set[str]:
+    """Paths of the images that `write_splits` put into `split`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["path"] for row in csv.DictReader(file) if row["split"] == split}
+
+
+class _Unit:
+    """Rows that must stay together."""
+
+    def __init__(self, key: str, rows: Sequence[Row], seed: int):
+        self.rows = rows
+        # OK and NG by label; a defect class has a name that no label can have.
+        self.holds = Counter(row.label for row in rows if row.label != UNLABELLED)
+        self.holds.update(f"class {name}" for row in rows for name in row.defects)
+        self.given = next((row.split for row in rows if row.split), "")
+        self.lot = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+
+    def draw(self, splits: Iterable[str]) -> str:
+        """One of equally fitting splits, by lot."""
+        return min(splits, key=lambda split: hashlib.sha256(self.lot + split.encode()).digest())
+
+
+def assign_splits(manifest: Manifest, seed: int = 0, fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)) -> Splits:
+    """Split into train, calibration and test; `fractions` of OK and of NG, as near as whole groups allow.
+
+    Rows whose `split` is given keep it, and pull the rest of their group along. If none is given `calibration`, that
+    is drawn from the given train rows. Units without any label go to train and count nowhere.
+
+    Raises:
+        UserError: a group in two given splits, too few groups to fill every split, or no OK in train.
+    """
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"fractions are three positive numbers that sum to 1, not {fractions}")
+    source = manifest.root / FILE
+    check_groups(manifest.rows, source)
+    share = dict(zip(SPLITS, fractions, strict=True))
+    units = _units(manifest.rows, seed)
+    placed: dict[str, list[_Unit]] = {split: [unit for unit in units if unit.given == split] for split in SPLITS}
+    any_given = any(placed.values())
+
+    if any_given and not placed["calibration"]:
+        whole = share["train"] + share["calibration"]
+        halves = _distribute(placed["train"], {split: share[split] / whole for split in ("train", "calibration")})
+        placed.update(halves)
+    for split, more in _distribute([unit for unit in units if not unit.given], share).items():
+        placed[split].extend(more)
+
+    _check(placed, units, any_given, source)
+    rows = {
+        split: sorted((replace(row, split=split) for unit in members for row in unit.rows), key=lambda row: row.path)
+        for split, members in placed.items()
+    }
+    return Splits(rows["train"], rows["calibration"], rows["test"])
+
+
+def _units(rows: Iterable[Row], seed: int) -> list[_Unit]:
+    members: dict[str, list[Row]] = {}
+    for row in rows:
+        members.setdefault(f"group\0{row.group}" if row.group else f"path\0{row.path}", []).append(row)
+    return [_Unit(key, members[key], seed) for key in sorted(members)]
+
+
+def _distribute(units: Sequence[_Unit], share: dict[str, float]) -> dict[str, list[_Unit]]:
+    """Greedy: each unit goes where the squared deviation from the wished shares falls most."""
+    placed: dict[str, list[_Unit]] = {split: [] for split in share}
+    placed["train"].extend(unit for unit in units if not unit.holds)
+    labelled = [unit for unit in units if unit.holds]
+    total: Counter[str] = Counter()
+    for unit in labelled:
+        total.update(unit.holds)
+    weight = {what: (1.0 if what in (OK, NG) else DEFECT_WEIGHT) / count**2 for what, count in total.items()}
+    has: dict[str, Counter[str]] = {split: Counter() for split in share}
+    units_left = Counter(what for unit in labelled for what in (OK, NG) if unit.holds[what])
+
+    def size(unit: _Unit) -> float:
+        return sum(count / total[what] for what, count in unit.holds.items() if what in (OK, NG))
+
+    for unit in sorted(labelled, key=lambda unit: (-round(size(unit), 12), unit.lot)):
+        candidates = _candidates(unit, has, units_left)
+        excess = {
+            split: round(
+                sum(
+                    weight[what] * count * (has[split][what] - share[split] * total[what])
+                    for what, count in sorted(unit.holds.items())
+                ),
+                14,
+            )
+            for split in candidates
+        }
+        least = min(excess.values())
+        chosen = unit.draw(split for split in candidates if excess[split] == least)
+        placed[chosen].append(unit)
+        has[chosen].update(unit.holds)
+        units_left.subtract(what for what in (OK, NG) if unit.holds[what])
+    return placed
+
+
+def _candidates(unit: _Unit, has: dict[str, Counter[str]], units_left: Counter[str]) -> list[str]:
+    """Every split, unless the last units with OK (or NG) are needed for the splits that have none yet."""
+    candidates = list(has)
+    for what in (OK, NG):
+        if unit.holds[what]:
+            lacking = [split for split in candidates if not has[split][what]]
+            if lacking and units_left[what] <= len(lacking):
+                candidates = lacking
+    return candidates
+
+
+def _check(placed: dict[str, list[_Unit]], units: Sequence[_Unit], any_given: bool, source: object) -> None:
+    empty = [split for split in SPLITS if not any(unit.holds for unit in placed[split])]
+    if empty and not any_given:
+        labelled = sum(1 for unit in units if unit.holds)
+        raise UserError(
+            f"{source}: {labelled} group{'s' * (labelled != 1)} with labelled images cannot fill train, calibration "
+            f"and test",
+            "At least three are needed, with OK images. Add groups, leave the group column empty if the images show "
+            "different things, or give each row its split.",
+        )
+    if empty:
+        raise UserError(
+            f"{source}: with the given splits, {' and '.join(empty)} would have no labelled image",
+            f"Give some groups the split {empty[0]}, or leave the split column empty and Kizu splits by group.",
+        )
+    if not any(unit.holds[OK] for unit in placed["train"]):
+        raise UserError(
+            f"{source}: no OK image is in the train split",
+            "Detectors learn from OK images: give some OK rows the split train, or add OK images.",
+        )

@@ -1,0 +1,135 @@
+"""`report.html`: one file, no script, no request to anywhere, that tells a quality engineer what the model can do.
+
+Notable here:
+- A Content-Security-Policy in the page itself forbids every external request; charts are inline SVG, images data URIs.
+- Autoescaping is on: file names and defect names come from outside.
+- What the data cannot show is said in a sentence in its place, never left as a blank or drawn as a zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jinja2
+
+from kizu.models.bundle import BundleManifest
+from kizu.models.operating_point import OperatingPoint
+from kizu.models.rates import Rate
+from kizu.training.evaluation import charts
+from kizu.training.evaluation.detection import DetectionMetrics
+from kizu.training.evaluation.gallery import EMPTY_GALLERY, Gallery
+from kizu.training.evaluation.scoring import Scored
+
+OPTIMISTIC = "OPTIMISTIC:"
+"""How a note begins that must not be overlooked."""
+
+
+def render_report(
+    manifest: BundleManifest,
+    scored: Scored,
+    metrics: DetectionMetrics,
+    gallery: Gallery = EMPTY_GALLERY,
+    *,
+    evaluated: str = "test split",
+    notes: Sequence[str] = (),
+) -> str:
+    """The report as HTML.
+
+    Args:
+        manifest: of the bundle that was evaluated: its certificate, data set, parity and provenance.
+        evaluated: which images the figures are from, to follow "on the".
+        notes: sentences shown at the top, such as the caveat that figures are optimistic.
+    """
+    status, verdict = headline(manifest.operating_point)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            m=manifest,
+            op=manifest.operating_point,
+            metrics=metrics,
+            gallery=gallery,
+            status=status,
+            verdict=verdict,
+            evaluated=evaluated,
+            notes=[note for note in notes if not note.startswith(OPTIMISTIC)],
+            warnings=[
+                *(note for note in notes if note.startswith(OPTIMISTIC)),
+                *remarks(scored, metrics, manifest.operating_point),
+            ],
+            missing=missing(metrics),
+            roc=charts.roc_chart(scored, metrics.operating_point),
+            histogram=charts.histogram(scored, manifest.operating_point),
+            frame={"left": charts.LEFT, "top": charts.TOP, "width": charts.WIDTH, "height": charts.HEIGHT},
+        )
+    )
+
+
+def headline(operating_point: OperatingPoint) -> tuple[str, str]:
+    """(`good`, `warn` or `bad`, the certificate in a few words)."""
+    target = f"{100 * operating_point.target_fnr:.6g} %"
+    if operating_point.basis == "certified":
+        return "good", f"FNR certified to be at most {target}"
+    if operating_point.basis == "smallest-certifiable":
+        return "warn", f"The target FNR of {target} is not certified"
+    return "bad", "The FNR is unknown"
+
+
+def missing(metrics: DetectionMetrics) -> str | None:
+    """Why some figures are unknown, in a sentence; None where both labels are there."""
+    if not metrics.n_ng and not metrics.n_ok:
+        return "There are no labelled images in this set, so it says nothing about the detector."
+    if not metrics.n_ng:
+        return "There are no NG images in this set: FNR and AUROC are unknown."
+    if not metrics.n_ok:
+        return "There are no OK images in this set: specificity and AUROC are unknown."
+    return None
+
+
+def remarks(scored: Scored, metrics: DetectionMetrics, operating_point: OperatingPoint) -> list[str]:
+    """What a reader should be warned of in these very figures."""
+    found = []
+    fnr = metrics.operating_point.fnr_at_threshold
+    certified = operating_point.certified_fnr
+    if certified is not None and fnr.total and fnr.lower > certified:
+        found.append(
+            f"These images contradict the certificate: it allows an FNR of {100 * certified:.3g} %, and here it is "
+            f"{fnr}. The NG here are not like the NG of calibration: look at their classes before relying on it."
+        )
+    if 0 < metrics.n_ng < 30:
+        images = "NG image was" if metrics.n_ng == 1 else "NG images were"
+        found.append(f"Only {metrics.n_ng} {images} scored: read the bounds, not the figures between them.")
+    groups = {row.group for row in scored.rows if row.label == "NG" and row.group}
+    if groups and len(groups) < metrics.n_ng:
+        found.append(
+            f"The {metrics.n_ng} NG images come from {len(groups)} group{'s' * (len(groups) != 1)}. The bounds count "
+            "every image as independent; as parts of one group resemble each other, the true uncertainty is larger."
+        )
+    if metrics.auroc is not None and metrics.auroc.upper < 0.5:
+        found.append(
+            "OK parts score higher than NG parts: the detector ranks the wrong way round. Check the labels first."
+        )
+    return found
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kizu.training.evaluation", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["bounds"] = _bounds
+    return environment
+
+
+def _percent(rate: Rate) -> str:
+    """The observed share alone, as `str(rate)` writes it."""
+    return "–" if rate.value is None else str(rate).split(" [")[0]
+
+
+def _bounds(rate: Rate) -> str:
+    """The interval alone, as `str(rate)` writes it."""
+    return "" if rate.value is None else str(rate).split("[")[1].split("]")[0].replace(", ", " – ") + " %"

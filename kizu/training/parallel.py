@@ -1,0 +1,98 @@
+"""Several processes, one per GPU, as `torchrun` starts them; with one process everything here is free."""
+
+from __future__ import annotations
+
+import atexit
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Processes:
+    """This process's place among those that train together.
+
+    Gradients are averaged by hand after each backward pass: adversarial phases call their networks in too many ways
+    for a wrapper that hooks one forward call.
+    """
+
+    def __init__(self) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.world_size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            # Left to the interpreter's end, the group's threads can abort a process that did its work.
+            atexit.register(dist.destroy_process_group)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def device(self, wanted: str) -> torch.device:
+        """`auto`, `cpu` or `cuda` → this process's device."""
+        if wanted == "auto":
+            wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        if wanted == "cuda":
+            torch.cuda.set_device(self.local_rank)
+            return torch.device("cuda", self.local_rank)
+        return torch.device(wanted)
+
+    @torch.no_grad()
+    def average_gradients(self, module: nn.Module) -> None:
+        """Replace each gradient by its mean over the processes."""
+        if self.world_size == 1:
+            return
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    @torch.no_grad()
+    def copy_from_main(self, module: nn.Module) -> None:
+        """Give every process the main one's parameters and buffers."""
+        if self.world_size > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+    def agree(self, save: bool, stop: bool) -> tuple[bool, bool]:
+        """The main process's wish to save; stop if any process was asked to."""
+        if self.world_size == 1:
+            return save, stop
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        flags = torch.tensor([save and self.is_main, stop], dtype=torch.uint8, device=device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        agreed = flags.tolist()
+        return bool(agreed[0]), bool(agreed[1])
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def gather_rng(self, device: torch.device) -> list[dict[str, Tensor]]:
+        """Every process's random state, in order of rank; on other processes than the main one the list is partial."""
+        state = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(device)
+        if self.world_size == 1:
+            return [state]
+        gathered: list[dict[str, Tensor]] = [{} for _ in range(self.world_size)]
+        for name, mine in state.items():
+            carrier = mine.to(device) if dist.get_backend() == "nccl" else mine
+            everyone = [torch.empty_like(carrier) for _ in range(self.world_size)]
+            dist.all_gather(everyone, carrier)
+            for place, tensor in zip(gathered, everyone, strict=True):
+                place[name] = tensor.cpu()
+        return gathered
+
+    def restore_rng(self, states: list[dict[str, Tensor]], device: torch.device) -> None:
+        """Undo `gather_rng`."""
+        state = states[self.rank]
+        torch.set_rng_state(state["cpu"])
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,181 @@
+"""The recipe: what is inspected and how, as a TOML file.
+
+Unknown keys are errors that name the nearest known one; every section but `[detector]` may be left out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kizu.errors import UserError
+from kizu.models.bundle import InputGeometry
+
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Pixels = Annotated[int, Field(ge=32, le=1024)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageSection(_Section):
+    """`[image]`: what the detector sees."""
+
+    size: Pixels | tuple[Pixels, Pixels] = 64
+    """Pixels the detector sees: a side, or [height, width]."""
+    channels: Literal[1, 3] = 3
+    tile: int | None = Field(default=None, ge=16)
+    """Inspect in square tiles of this many source pixels; left out: the whole image is resized to `size`."""
+    stride: int | None = Field(default=None, ge=1)
+    """Source pixels from tile to tile; left out: three quarters of `tile`."""
+
+    @model_validator(mode="after")
+    def _tiling_is_whole(self) -> ImageSection:
+        if self.stride is not None and self.tile is None:
+            raise ValueError("stride needs tile")
+        if self.stride is not None and self.tile is not None and self.stride > self.tile:
+            raise ValueError(f"stride {self.stride} leaves gaps between tiles of {self.tile} pixels")
+        if self.tile is not None and not isinstance(self.size, int) and self.size[0] != self.size[1]:
+            raise ValueError("tiles are square, so size must be one number")
+        return self
+
+    @property
+    def geometry(self) -> InputGeometry:
+        """The same, as the bundle states it."""
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        stride = None if self.tile is None else self.stride or max(1, self.tile * 3 // 4)
+        return InputGeometry(height=height, width=width, channels=self.channels, tile=self.tile, stride=stride)
+
+
+class GeneratorSection(_Section):
+    """`[generator]`: how synthetic NG are made; left out: none are."""
+
+    kind: str
+    preset: str = "small"
+    kimg: float = Field(default=200, gt=0)
+    """Thousands of real images shown to the discriminator."""
+    count: int = Field(default=2000, ge=1)
+    """Synthetic NG to make."""
+
+
+class DetectorSection(_Section):
+    """`[detector]`: how images are scored."""
+
+    kind: str
+    preset: str = "small"
+    epochs: int = Field(default=20, ge=1)
+    """Passes over the training images (for methods in several stages: in each)."""
+    batch_size: int = Field(default=32, ge=2)
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Left out: the paper's."""
+    options: dict[str, int | float | str] = {}
+    """Fields of the method's own configuration, for instance `features`, `latent` or `score`."""
+
+
+class SplitsSection(_Section):
+    """`[splits]`: shares of the images that go to training, calibration and test."""
+
+    train: Rate = 0.6
+    calibration: Rate = 0.2
+    test: Rate = 0.2
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> SplitsSection:
+        if abs(self.train + self.calibration + self.test - 1) > 1e-6:
+            raise ValueError("train, calibration and test must sum to 1")
+        return self
+
+    @property
+    def fractions(self) -> tuple[float, float, float]:
+        """(train, calibration, test)."""
+        return self.train, self.calibration, self.test
+
+
+class Recipe(_Section):
+    """A recipe."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """What the service's `?recipe=` asks for."""
+    dataset: str
+    """A manifest folder, relative to the recipe's folder or the working directory."""
+    target_fnr: Rate = 0.01
+    confidence: Rate = 0.95
+    target_specificity: Rate = 0.99
+    """Fixes the threshold only where no real NG is left for calibration."""
+    review_band: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of OK parts, next below the threshold, that people look at as well."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    image: ImageSection = ImageSection()
+    splits: SplitsSection = SplitsSection()
+    generator: GeneratorSection | None = None
+    detector: DetectorSection
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and validate a recipe.
+
+    Raises:
+        UserError: missing file, broken TOML, unknown key (with the nearest known one) or a value out of range.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"There is no recipe {path}.", "Give the path of a recipe's TOML file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from error
+    return parse_recipe(content, where=str(path))
+
+
+def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """Validate a recipe's content; raises UserError as `read_recipe`."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
+        raise UserError(f"{where} is not a valid recipe:\n  " + "\n  ".join(dict.fromkeys(lines))) from error
+
+
+def find_dataset(recipe: Recipe, recipe_path: Path) -> Path:
+    """The data set's folder: relative to the recipe first, then to the working directory.
+
+    Raises:
+        UserError: neither exists.
+    """
+    beside, here = recipe_path.parent / recipe.dataset, Path(recipe.dataset)
+    for candidate in (beside, here):
+        if candidate.is_dir():
+            return candidate
+    raise UserError(
+        f"The data set '{recipe.dataset}' of {recipe_path} is neither at {beside} nor at {here.resolve()}.",
+        "Import it first (kizu import --help), or correct `dataset` in the recipe.",
+    )
+
+
+def _explain(location: tuple[int | str, ...], kind: str, message: str, value: object) -> str:
+    key = ".".join(str(part) for part in location if isinstance(part, str) and not part.startswith(("int", "tuple")))
+    if kind == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
+        return f"unknown key '{key}': did you mean '{nearest[0]}'? Known here: {', '.join(known)}"
+    if kind == "missing":
+        return f"'{key}' is missing"
+    shown = "" if isinstance(value, dict) else f" (it is {value!r})"
+    return f"'{key}': {message[0].lower()}{message[1:]}{shown}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    sections: dict[str, type[BaseModel]] = {
+        "image": ImageSection,
+        "splits": SplitsSection,
+        "generator": GeneratorSection,
+        "detector": DetectorSection,
+    }
+    for part in location:
+        model = sections.get(str(part), model)
+    return list(model.model_fields)

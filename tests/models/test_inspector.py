@@ -1,0 +1,105 @@
+"""Preprocessing and tiling inside the graph, against plain definitions of both."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from kizu.models.bundle import InputGeometry
+from kizu.models.inspector import Geometry, Inspector
+
+
+class Brightness(nn.Module):
+    """Scores the mean of a tile; its heatmap is the tile."""
+
+    def forward(self, x):
+        return x.mean((1, 2, 3)), x.mean(1, keepdim=True)
+
+
+def geometry(**changes):
+    return InputGeometry(**({"height": 32, "width": 32, "channels": 1} | changes))
+
+
+def uint8(*shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def test_black_is_minus_one_and_white_is_one():
+    prepare = Geometry(geometry())
+    assert torch.equal(prepare(torch.zeros(1, 40, 50, 1, dtype=torch.uint8)), torch.full((1, 1, 32, 32), -1.0))
+    assert torch.allclose(prepare(torch.full((1, 40, 50, 3), 255, dtype=torch.uint8)), torch.ones(1, 1, 32, 32))
+
+
+def test_rgb_becomes_grey_by_luma_and_grey_becomes_rgb_by_repetition():
+    red = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    red[..., 0] = 255
+    assert torch.allclose(Geometry(geometry())(red), torch.full((1, 1, 32, 32), 0.299 * 2 - 1), atol=1e-6)
+    grey = uint8(2, 32, 32, 1)
+    x = Geometry(geometry(channels=3))(grey)
+    assert x.shape == (2, 3, 32, 32)
+    assert torch.equal(x[:, 0], x[:, 1])
+    assert torch.equal(x[:, 0], x[:, 2])
+
+
+def test_an_image_of_the_detectors_size_passes_unchanged():
+    image = uint8(2, 32, 32, 3)
+    x = Geometry(geometry(channels=3))(image)
+    torch.testing.assert_close(x, image.permute(0, 3, 1, 2).float() / 127.5 - 1, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 75), (33, 300)])
+def test_resizing_is_antialiased_as_pillow_does_it(size):
+    image = uint8(1, *size, 1)
+    ours = (Geometry(geometry())(image)[0, 0].numpy() + 1) * 127.5
+    pillow = Image.fromarray(image[0, :, :, 0].numpy()).resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.abs(ours - np.asarray(pillow, dtype=np.float32)).max() <= 1.0
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 32), (80, 56), (79, 131)])
+@pytest.mark.parametrize("stride", [32, 24, 11])
+def test_tiles_cover_every_pixel_and_the_last_is_flush(height, width, stride):
+    prepare = Geometry(geometry(tile=32, stride=stride))
+    image = uint8(2, height, width, 1)
+    tiles = prepare(image)
+    rows, columns = prepare.grid(height), prepare.grid(width)
+    ys, xs = (prepare.origins(side, torch.device("cpu")).tolist() for side in (height, width))
+    assert (ys[-1], xs[-1]) == (height - 32, width - 32)
+    assert set().union(*(range(y, y + 32) for y in ys)) == set(range(height))
+    assert set().union(*(range(x, x + 32) for x in xs)) == set(range(width))
+    expected = [image[n, y : y + 32, x : x + 32, 0] for n in range(2) for y in ys for x in xs]
+    assert len(tiles) == 2 * rows * columns
+    torch.testing.assert_close(tiles[:, 0], torch.stack(expected).float() / 127.5 - 1, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("stride", [32, 24, 11])
+def test_an_image_is_as_bad_as_its_worst_tile(stride):
+    image = torch.zeros(2, 90, 70, 1, dtype=torch.uint8)
+    image[1, 60:65, 40:45] = 255
+    inspector = Inspector(Brightness(), geometry(tile=32, stride=stride))
+    score, _ = inspector(image)
+    tiles = inspector.geometry(image)
+    assert score[0] == -1
+    assert score[1] == tiles.mean((1, 2, 3)).max()
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (45, 32), (90, 70), (64, 200)])
+@pytest.mark.parametrize("stride", [32, 24, 11])
+def test_blended_heatmaps_of_a_faithful_tile_give_back_the_image(height, width, stride):
+    image = uint8(2, height, width, 1)
+    _, heatmap = Inspector(Brightness(), geometry(tile=32, stride=stride))(image)
+    torch.testing.assert_close(heatmap, image[..., 0].float() / 127.5 - 1, atol=1e-5, rtol=0)
+
+
+def test_heatmaps_of_resized_tiles_come_back_at_the_sources_size():
+    image = uint8(1, 128, 192, 3)
+    score, heatmap = Inspector(Brightness(), geometry(tile=64, stride=48))(image)
+    assert score.shape == (1,)
+    assert heatmap.shape == (1, 128, 192)
+
+
+def test_geometry_refuses_images_smaller_than_what_it_needs():
+    assert geometry().accepts(32, 32)
+    assert not geometry().accepts(31, 400)
+    assert geometry(tile=48, stride=48).accepts(48, 48)
+    assert not geometry(tile=48, stride=48).accepts(48, 47)

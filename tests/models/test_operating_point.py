@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from kizu.models.operating_point import (
+    OperatingPoint,
+    choose_operating_point,
+    required_ng,
+    smallest_certifiable_fnr,
+    umbrella_rank,
+)
+
+
+def tail(n: int, k: int, alpha: float) -> float:
+    """P(Bin(n, α) ≤ k − 1), summed term by term."""
+    return math.fsum(math.comb(n, j) * alpha**j * (1 - alpha) ** (n - j) for j in range(k))
+
+
+def choose(ng: object, ok: object, **options: object) -> OperatingPoint:
+    return choose_operating_point(ng, ok, **{"target_fnr": 0.05, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.1, 0.05, 0.02, 0.01])
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
+def test_umbrella_rank_is_the_largest_that_the_exact_tail_allows(alpha: float, confidence: float) -> None:
+    for n in [1, 2, 5, 13, 14, 28, 29, 58, 59, 60, 92, 93, 200, 299, 500]:
+        k = umbrella_rank(n, alpha, confidence)
+        assert k == 0 or tail(n, k, alpha) <= 1 - confidence
+        assert tail(n, k + 1, alpha) > 1 - confidence
+
+
+@given(st.integers(1, 5000), st.floats(1e-4, 0.5), st.sampled_from([0.8, 0.95, 0.99, 0.999]))
+def test_umbrella_rank_against_binomial_tails_everywhere(n: int, alpha: float, confidence: float) -> None:
+    k = umbrella_rank(n, alpha, confidence)
+    assert k == 0 or binom.cdf(k - 1, n, alpha) <= 1 - confidence
+    assert binom.cdf(k, n, alpha) > 1 - confidence
+
+
+@pytest.mark.parametrize(("alpha", "n"), [(0.05, 59), (0.01, 299), (0.001, 2995), (0.00018, 16642)])
+def test_the_required_number_of_ng(alpha: float, n: int) -> None:
+    assert required_ng(alpha, 0.95) == n
+    assert umbrella_rank(n, alpha, 0.95) == 1
+    assert umbrella_rank(n - 1, alpha, 0.95) == 0
+
+
+def true_fnrs(rank: int, n: int, calibrations: int) -> NDArray[np.float64]:
+    """True FNR of the rank-th smallest of n standard normal NG scores, over simulated calibrations."""
+    rng = np.random.default_rng(20240817)
+    fnrs = []
+    for _ in range(calibrations):
+        threshold = np.sort(rng.normal(size=n))[rank - 1]
+        fnrs.append(0.5 * math.erfc(-threshold / math.sqrt(2)))
+    return np.array(fnrs)
+
+
+def test_the_certificate_holds_in_simulation() -> None:
+    n, alpha, delta, calibrations = 500, 0.05, 0.05, 2000
+    rng = np.random.default_rng(7)
+    exceeded = 0
+    for _ in range(calibrations):
+        point = choose(rng.normal(2, 1, n), rng.normal(0, 1, 20), target_fnr=alpha, confidence=1 - delta)
+        exceeded += 0.5 * math.erfc(-(point.threshold - 2) / math.sqrt(2)) > alpha
+    share = exceeded / calibrations
+    expected = float(binom.cdf(umbrella_rank(n, alpha, 1 - delta) - 1, n, alpha))
+    error = math.sqrt(delta * (1 - delta) / calibrations)
+    assert expected == pytest.approx(0.0343, abs=5e-4)
+    assert share <= delta + 3 * error
+    assert share == pytest.approx(expected, abs=4 * error)
+
+
+def test_a_split_conformal_rank_would_break_the_certificate() -> None:
+    n, alpha = 500, 0.05
+    exceeded = np.mean(true_fnrs(math.floor(alpha * (n + 1)), n, 2000) > alpha)
+    assert exceeded > 0.4
+
+
+def test_enough_ng_are_certified() -> None:
+    ng = np.arange(100, dtype=np.float32)
+    point = choose(ng, [-1.0, 1.5, 50.0])
+    assert point.certified
+    assert point.basis == "certified"
+    assert point.rank == umbrella_rank(100, 0.05, 0.95) == 2
+    assert point.threshold == 1.0
+    assert point.certified_fnr == 0.05
+    assert (point.passed_ok, point.n_ok) == (1, 3)
+    assert "Certified: with 95 % confidence the FNR is at most 5 %" in point.statement()
+
+
+def test_too_few_ng_give_the_smallest_certifiable_fnr() -> None:
+    point = choose([3.0, 1.0, 2.0], [0.0], target_fnr=0.01)
+    assert not point.certified
+    assert point.basis == "smallest-certifiable"
+    assert (point.rank, point.threshold, point.required_ng) == (1, 1.0, 299)
+    assert point.certified_fnr == pytest.approx(1 - 0.05 ** (1 / 3))
+    assert umbrella_rank(3, point.certified_fnr * (1 + 1e-9), 0.95) == 1
+    assert umbrella_rank(3, point.certified_fnr * (1 - 1e-6), 0.95) == 0
+    assert "Not certifiable at FNR 1 %" in point.statement()
+
+
+def test_without_ng_the_fnr_is_unknown() -> None:
+    ok = np.arange(1000, dtype=np.float32)
+    point = choose([], ok, target_specificity=0.99)
+    assert point.basis == "specificity"
+    assert point.certified_fnr is None
+    assert point.rank is None
+    assert point.passed_ok == 990
+    assert point.verdict(float(ok[989])) == "OK"
+    assert point.verdict(float(ok[990])) == "NG"
+    assert "FNR unknown" in point.statement()
+
+
+@pytest.mark.parametrize(("share", "passed"), [(0.9, 9), (0.91, 10), (1.0, 10), (0.05, 1)])
+def test_the_specificity_target_is_met_by_the_fewest_passed(share: float, passed: int) -> None:
+    assert choose([], np.arange(10), target_specificity=share).passed_ok == passed
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.lists(st.integers(0, 5), min_size=1, max_size=40))
+def test_tied_scores_never_miss_more_than_the_rank_allows(ng: list[int], ok: list[int]) -> None:
+    point = choose(ng, ok, target_fnr=0.2, confidence=0.8, review_band=0.3)
+    assert sum(point.verdict(score) != "NG" for score in ng) <= (point.rank or 0) - 1
+    assert sum(point.verdict(score) != "NG" for score in ok) == point.passed_ok
+    assert point.review_threshold <= point.threshold
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="1 NG calibration scores"):
+        choose([1.0, bad], [0.0])
+    with pytest.raises(ValueError, match="1 OK calibration scores"):
+        choose([1.0], [0.0, bad])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_fnr": 0.0},
+        {"target_fnr": 1.0},
+        {"confidence": 1.0},
+        {"confidence": 0.0},
+        {"target_specificity": 0.0},
+        {"target_specificity": 1.1},
+        {"review_band": -0.1},
+        {"review_band": 1.5},
+        {"tolerance": -0.1},
+    ],
+)
+def test_targets_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must lie in"):
+        choose([1.0], [0.0], **options)
+
+
+def test_shares_that_floating_point_cannot_hold_are_not_off_by_one() -> None:
+    ok = np.arange(100, dtype=np.float32)
+    assert choose([], ok, target_specificity=0.07).passed_ok == 7
+    assert choose([200.0], ok, review_band=0.29).review_threshold == 71.0
+
+
+def test_no_scores_at_all_are_refused() -> None:
+    with pytest.raises(ValueError, match="there are none"):
+        choose([], [])
+
+
+def test_the_review_band_holds_the_asked_share_of_ok() -> None:
+    ok = np.arange(100, dtype=np.float32)
+    point = choose(np.arange(90, 290, dtype=np.float32), ok, review_band=0.05)
+    verdicts = [point.verdict(float(score)) for score in ok]
+    assert verdicts.count("REVIEW") == 5
+    assert verdicts.index("REVIEW") + 5 == verdicts.index("NG")
+    assert choose([5.0], ok, review_band=0.0).review_threshold == choose([5.0], ok).threshold
+    # Fewer OK below the threshold than the band asks for: all of them are reviewed.
+    assert choose([2.0], ok, review_band=0.05).review_threshold == 0.0
+
+
+def test_verdicts_at_the_very_boundary_in_float32() -> None:
+    threshold, review = np.float32(0.1), np.float32(0.05)
+    ng = np.full(60, threshold)
+    point = choose(ng, [review, 0.01], review_band=0.5)
+    assert point.verdict(threshold) == "NG"
+    assert point.verdict(float(threshold)) == "NG"
+    assert point.verdict(np.nextafter(threshold, np.float32(0))) == "REVIEW"
+    assert point.verdict(review) == "REVIEW"
+    assert point.verdict(np.nextafter(review, np.float32(0))) == "OK"
+    assert point.verdict(math.nan) == "NG"
+    assert OperatingPoint.model_validate_json(point.model_dump_json()).verdict(threshold) == "NG"
+
+
+@given(st.floats(-1e6, 1e6, width=32), st.sampled_from([0.0, 1e-6, 1e-4]))
+def test_a_tolerance_only_ever_lowers_the_threshold(score: float, tolerance: float) -> None:
+    assert choose([score], [], tolerance=tolerance).threshold <= score
+
+
+def test_the_statement_never_rounds_a_promise_up() -> None:
+    few = choose(np.arange(300), [0.0], target_fnr=0.001, confidence=0.999)
+    assert few.certified_fnr == pytest.approx(0.022762, abs=1e-6)
+    assert "with 99.9 % confidence, is an FNR of at most 2.28 %" in few.statement()
+    for n in range(1, 400):
+        point = choose(np.arange(n), [0.0], target_fnr=1e-5)
+        printed = float(point.statement().split("FNR of at most ")[1].split(" %")[0])
+        assert printed >= 100 * smallest_certifiable_fnr(n, 0.95) - 1e-9
+
+
+def test_the_statement_speaks_of_groups() -> None:
+    text = choose(np.arange(60), [0.0], ng_groups=["lot-1"] * 60).statement()
+    assert "from only 1 group;" in text
+    assert "from only" not in choose(np.arange(60), [0.0], ng_groups=[str(i) for i in range(60)]).statement()

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest
+
+from kizu.models.rates import Rate, clopper_pearson_lower, clopper_pearson_upper
+
+counts = st.integers(1, 400).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
+confidences = st.sampled_from([0.5, 0.9, 0.95, 0.99, 0.999])
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 59, 300, 16642])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
+def test_the_two_sided_interval_is_scipys_exact_one(total: int, confidence: float) -> None:
+    for count in {0, 1, total // 3, total - 1, total}:
+        expected = binomtest(count, total).proportion_ci(confidence, method="exact")
+        rate = Rate(count, total, confidence)
+        assert rate.lower == pytest.approx(expected.low, abs=1e-10)
+        assert rate.upper == pytest.approx(expected.high, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("misses", "total", "bound"),
+    [(0, 300, 0.00994), (0, 1000, 0.00299), (0, 16642, 0.00018), (1, 26353, 0.00018), (5, 58403, 0.00018)],
+)
+def test_one_sided_bounds_known_from_the_rule_of_three_and_its_kin(misses: int, total: int, bound: float) -> None:
+    assert clopper_pearson_upper(misses, total) == pytest.approx(bound, rel=2e-3)
+
+
+@given(counts, confidences)
+def test_one_sided_bounds_invert_the_binomial_tails(drawn: tuple[int, int], confidence: float) -> None:
+    count, total = drawn
+    upper, lower = clopper_pearson_upper(count, total, confidence), clopper_pearson_lower(count, total, confidence)
+    if count < total:
+        assert binom.cdf(count, total, upper) == pytest.approx(1 - confidence, rel=1e-6)
+    if count > 0:
+        assert binom.sf(count - 1, total, lower) == pytest.approx(1 - confidence, rel=1e-6)
+
+
+@given(counts, confidences)
+def test_the_interval_holds_the_rate_and_mirrors(drawn: tuple[int, int], confidence: float) -> None:
+    count, total = drawn
+    rate, mirror = Rate(count, total, confidence), Rate(total - count, total, confidence)
+    assert rate.value is not None
+    assert 0 <= rate.lower <= rate.value <= rate.upper <= 1
+    assert rate.upper == pytest.approx(1 - mirror.lower, abs=1e-9)
+
+
+@given(counts)
+def test_more_confidence_widens_and_more_errors_raise(drawn: tuple[int, int]) -> None:
+    count, total = drawn
+    narrow, wide = Rate(count, total, 0.9), Rate(count, total, 0.99)
+    assert wide.lower <= narrow.lower
+    assert wide.upper >= narrow.upper
+    if count < total:
+        assert Rate(count + 1, total).upper >= Rate(count, total).upper
+
+
+def test_nothing_observed_leaves_everything_possible() -> None:
+    rate = Rate(0, 0)
+    assert (rate.value, rate.lower, rate.upper) == (None, 0.0, 1.0)
+    assert str(rate) == "– (0 of 0)"
+    assert rate.as_dict()["rate"] is None
+
+
+@pytest.mark.parametrize(("count", "total", "confidence"), [(-1, 5, 0.95), (6, 5, 0.95), (1, 5, 0.0), (1, 5, 1.0)])
+def test_impossible_rates_are_refused(count: int, total: int, confidence: float) -> None:
+    with pytest.raises(ValueError, match=r"rate needs|confidence"):
+        Rate(count, total, confidence)
+
+
+def test_a_rate_is_written_with_its_interval_and_counts() -> None:
+    assert str(Rate(340, 350)) == "97.1 % [94.8, 98.7] (340/350)"
+    assert str(Rate(0, 300)) == "0.0 % [0.0, 1.3] (0/300)"
+
+
+@given(st.integers(1, 10**7).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+def test_a_printed_interval_never_promises_more_than_the_exact_one(drawn: tuple[int, int]) -> None:
+    rate = Rate(*drawn)
+    match = re.fullmatch(r"[\d.]+ % \[([\d.]+), ([\d.]+)\] \(\d+/\d+\)", str(rate))
+    assert match is not None
+    low, high = float(match[1]), float(match[2])
+    assert low <= 100 * rate.lower + 1e-9
+    assert high >= 100 * rate.upper - 1e-9
+    # Two decimals would print the upper bound of 0 in a million as 0.00 %.
+    assert high > 0
+    assert low < 100

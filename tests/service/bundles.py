@@ -1,0 +1,92 @@
+"""Real, small bundles: the score is the brightest pixel's value in [0, 1], the heatmap each pixel's.
+
+The largest value, rather than a mean, so that scores are exact in any batch.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from PIL import Image
+
+from kizu.models.bundle import Bundle, DatasetReference, InputGeometry, Parity, new_manifest, write_bundle
+from kizu.models.operating_point import OperatingPoint, choose_operating_point
+
+THRESHOLD = 0.5
+SIDE = 16
+
+
+def brightness_graph(not_a_number_from: float = 9.0) -> bytes:
+    """score = max over pixels of mean over channels, / 255; NaN where that is above `not_a_number_from`."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Constant", [], ["white"], value_float=255.0),
+        helper.make_node("Div", ["pixels", "white"], ["unit"]),
+        helper.make_node("ReduceMean", ["unit"], ["heatmap"], axes=[3], keepdims=0),
+        helper.make_node("ReduceMax", ["heatmap"], ["largest"], axes=[1, 2], keepdims=0),
+        helper.make_node("Constant", [], ["limit"], value_float=not_a_number_from),
+        helper.make_node("Greater", ["largest", "limit"], ["beyond"]),
+        helper.make_node("Constant", [], ["nan"], value_float=float("nan")),
+        helper.make_node("Where", ["beyond", "nan", "largest"], ["score"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "brightness",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", "C"])],
+        [
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
+            helper.make_tensor_value_info("heatmap", TensorProto.FLOAT, ["N", "h", "w"]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def operating_point(threshold: float = THRESHOLD, review_threshold: float | None = None) -> OperatingPoint:
+    """Certified on 100 NG that all score exactly `threshold`."""
+    chosen = choose_operating_point(
+        np.full(100, threshold), np.linspace(0, threshold * 0.9, 50), target_fnr=0.05, confidence=0.95
+    )
+    return chosen.model_copy(update={"review_threshold": review_threshold or chosen.threshold})
+
+
+def make_bundle(
+    path: Path,
+    recipe: str = "boards",
+    *,
+    threshold: float = THRESHOLD,
+    review_threshold: float | None = None,
+    geometry: InputGeometry | None = None,
+    graph: bytes | None = None,
+) -> Bundle:
+    """A bundle on disk."""
+    model = graph or brightness_graph()
+    manifest = new_manifest(
+        model,
+        recipe={"name": recipe, "detector": {"kind": "brightness"}},
+        geometry=geometry or InputGeometry(height=SIDE, width=SIDE, channels=1),
+        operating_point=operating_point(threshold, review_threshold),
+        dataset=DatasetReference(fingerprint="f" * 64, split_fingerprint="e" * 64, counts={}),
+        metrics={"auroc": 1.0},
+        parity=Parity(images=1, score=0.0, heatmap=0.0, verdicts_differing=0),
+    )
+    return write_bundle(path, model, manifest, "<html></html>")
+
+
+def picture(
+    value: int = 0, *, size: tuple[int, int] = (SIDE, SIDE), kind: str = "PNG", mode: str = "L", seed: int | None = None
+) -> bytes:
+    """An image file whose brightest pixel is `value`; with a seed, no two are alike."""
+    width, height = size
+    pixels = np.zeros((height, width), np.uint8)
+    if seed is not None:
+        pixels = np.random.default_rng(seed).integers(0, max(value, 1), (height, width), dtype=np.uint8)
+    pixels[height // 2, width // 2] = value
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind)
+    return buffer.getvalue()

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from .bundles import picture
+from .conftest import MakeRecipe, assert_problem, inspected
+from .processes import Server
+
+
+def review(server: Server, inspection: dict, label: str, **fields: str) -> dict:
+    answer = server.client.post(inspection["links"]["reviews"], json={"label": label, **fields})
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def queue(server: Server, recipe: str, **parameters: str) -> dict:
+    answer = server.client.get("/v1/reviews/queue", params={"recipe": recipe, **parameters})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_reviews_add_up_and_the_latest_counts(server: Server, recipe: str) -> None:
+    inspection = inspected(server, recipe, picture(200))
+    review(server, inspection, "OK", reviewer="ann")
+    review(server, inspection, "NG", defect="short", note="two\nlines", reviewer="bob")
+    stored = server.client.get(inspection["links"]["self"]).json()
+    assert stored["label"] == "NG"
+    assert [(r["label"], r["defect"], r["note"], r["reviewer"]) for r in stored["reviews"]] == [
+        ("OK", None, None, "ann"),
+        ("NG", "short", "two\nlines", "bob"),
+    ]
+    assert stored["verdict"] == inspection["verdict"]
+
+
+def test_the_label_agrees_with_the_last_review_under_contention(server: Server, recipe: str) -> None:
+    inspection = inspected(server, recipe, picture(200))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: review(server, inspection, "NG" if i % 2 else "OK"), range(16)))
+    stored = server.client.get(inspection["links"]["self"]).json()
+    assert len(stored["reviews"]) == 16
+    assert stored["label"] == stored["reviews"][-1]["label"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"label": "MAYBE"},
+        {"label": "OK", "defect": "short"},
+        {"label": "NG", "defect": "x" * 129},
+        {"label": "NG", "note": "x" * 4001},
+        {"label": "NG", "reviewer": "a\0"},
+        {"label": "NG", "colour": "red"},
+        [],
+    ],
+    ids=lambda body: str(body)[:30],
+)
+def test_bad_reviews(server: Server, recipe: str, body: object) -> None:
+    inspection = inspected(server, recipe, picture(200))
+    assert_problem(server.client.post(inspection["links"]["reviews"], json=body), 422)
+    assert server.client.get(inspection["links"]["self"]).json()["reviews"] == []
+
+
+def test_reviews_of_nothing(server: Server) -> None:
+    url = "/v1/inspections/01a20413-ab57-7000-9c86-324ce9bb2b01/reviews"
+    assert_problem(server.client.post(url, json={"label": "OK"}), 404, "unknown-inspection")
+    broken = server.client.post(url, content=b"{", headers={"content-type": "application/json"})
+    assert_problem(broken, 422)
+
+
+def test_the_queue_holds_flagged_and_drawn_passes_oldest_first(server: Server, add_recipe: MakeRecipe) -> None:
+    """These services draw every pass for audit."""
+    recipe = add_recipe(server, review_threshold=0.3)
+    waiting = [inspected(server, recipe, picture(value)) for value in (200, 5, 100, 6, 201)]
+    found = queue(server, recipe)
+    assert [item["id"] for item in found["items"]] == [inspection["id"] for inspection in waiting]
+    assert found["pending"] == 5
+    review(server, waiting[0], "NG")
+    review(server, waiting[1], "OK")
+    assert [item["id"] for item in queue(server, recipe)["items"]] == [inspection["id"] for inspection in waiting[2:]]
+
+
+def test_the_queue_is_blind_unless_asked(server: Server, recipe: str) -> None:
+    inspections = [inspected(server, recipe, picture(value)) for value in (5, 200)]
+    passed, flagged = queue(server, recipe)["items"]
+    assert set(passed) == set(flagged)
+    assert not {"verdict", "score", "threshold", "audited"} & set(passed)
+    assert "heatmap" not in passed["links"]
+    shown = queue(server, recipe, blind="false")["items"]
+    assert [item["verdict"] for item in shown] == ["OK", "NG"]
+    assert [item["score"] for item in shown] == [inspection["score"] for inspection in inspections]
+
+
+def test_the_queue_in_pages(server: Server, recipe: str) -> None:
+    expected = [inspected(server, recipe, picture(200 + i))["id"] for i in range(7)]
+    first = queue(server, recipe, limit="4")
+    second = queue(server, recipe, limit="4", cursor=first["next"])
+    assert [item["id"] for item in first["items"] + second["items"]] == expected
+    assert second["next"] is None
+
+
+def test_the_queue_of_an_unknown_recipe(server: Server) -> None:
+    assert_problem(server.client.get("/v1/reviews/queue", params={"recipe": "nobody-knows"}), 404, "unknown-recipe")
+    assert_problem(server.client.get("/v1/reviews/queue"), 422)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from kizu.errors import UserError
+from kizu.service.identifiers import new_id
+from kizu.service.inspections.tables import Inspection
+from kizu.service.registry import repository
+from kizu.service.registry.tables import Model
+from kizu.service.reviews.tables import Review
+from kizu.service.storage import schema
+from kizu.service.storage.database import Database
+from kizu.service.storage.tables import Base
+
+from .processes import Server, postgres_database
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database."""
+    if request.param == "sqlite":
+        database = Database(f"sqlite:///{tmp_path}/kizu.db")
+        yield database
+        database.close()
+    else:
+        with postgres_database() as url:
+            database = Database(url.replace("postgresql://", "postgresql+psycopg://"))
+            yield database
+            database.close()
+
+
+def fill(database: Database) -> Inspection:
+    """A recipe, a model and an inspection."""
+    now = datetime.now(UTC)
+    with database.writing() as session:
+        repository.ensure_recipe(session, "r")
+        session.add(Model(id="m", recipe="r", number=1, fingerprint="f", manifest={"a": 1}, created_at=now))
+        session.flush()
+        inspection = Inspection(
+            id=new_id(),
+            recipe="r",
+            model_id="m",
+            verdict="NG",
+            score=0.1 + 0.2,
+            threshold=0.3,
+            received_at=now,
+            image_sha256="0" * 64,
+            image_bytes=1,
+            width=1,
+            height=1,
+            media_type="image/png",
+            audited=False,
+        )
+        session.add(inspection)
+    return inspection
+
+
+def test_migrations_lead_to_what_the_code_expects(database: Database) -> None:
+    assert schema.current(database) is None
+    assert schema.upgrade(database)
+    assert schema.current(database) == schema.head()
+    assert not schema.upgrade(database)
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_down_and_up_again_with_data(database: Database) -> None:
+    schema.upgrade(database)
+    inspection = fill(database)
+    with database.writing() as session:
+        session.add(Review(id=new_id(), inspection_id=inspection.id, label="NG", created_at=datetime.now(UTC)))
+    schema.downgrade(database, "0001")
+    assert "reviews" not in sa.inspect(database.engine).get_table_names()
+    schema.upgrade(database)
+    with database.reading() as session:
+        kept = session.get_one(Inspection, inspection.id)
+        assert (kept.score, kept.received_at, kept.label) == (0.1 + 0.2, inspection.received_at, None)
+    schema.downgrade(database, "base")
+    assert sa.inspect(database.engine).get_table_names() in (["alembic_version"], [])
+    schema.upgrade(database)
+
+
+def test_a_newer_schema_is_refused_and_left_alone(database: Database) -> None:
+    schema.upgrade(database)
+    inspection = fill(database)
+    with database.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(UserError, match="newer Kizu"):
+        schema.upgrade(database)
+    with database.reading() as session:
+        assert session.get(Inspection, inspection.id) is not None
+
+
+def test_serve_refuses_a_newer_schema(new_server: Callable[..., Server]) -> None:
+    server = new_server()
+    database = Database(f"sqlite:///{server.home}/kizu.db")
+    schema.upgrade(database)
+    with database.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    database.close()
+    refused = server.cli("serve", "--port", str(server.port))
+    assert refused.returncode == 2
+    assert "schema 9999" in refused.stderr
+    assert "Update Kizu" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_references_are_enforced(database: Database) -> None:
+    schema.upgrade(database)
+    with pytest.raises(sa.exc.IntegrityError), database.writing() as session:
+        session.add(Review(id=new_id(), inspection_id=new_id(), label="NG", created_at=datetime.now(UTC)))
+
+
+def test_sqlite_flushes_every_commit(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/kizu.db")
+    with database.engine.connect() as connection:
+        found = {
+            pragma: connection.exec_driver_sql(f"PRAGMA {pragma}").scalar()
+            for pragma in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    database.close()
+    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 15000}
+
+
+@pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "nonsense", "sqlite:///:memory:"])
+def test_databases_that_will_not_do(url: str) -> None:
+    with pytest.raises(UserError):
+        Database(url)

@@ -1,0 +1,195 @@
+"""Recipe in, bundle out: what a run leaves behind, and how it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from kizu.errors import UserError
+from kizu.models.bundle import Bundle, BundleError
+from kizu.training.data.manifest import NG, OK
+from kizu.training.data.render import render_boards
+from kizu.training.data.splits import assign_splits, read_split
+from kizu.training.evaluation.evaluate import evaluate_bundle
+from kizu.training.pipeline import train
+
+
+def kizu(*arguments, **options):
+    command = [sys.executable, "-m", "kizu", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def test_the_bundle_tells_where_it_comes_from(small_run):
+    manifest = small_run.bundle.manifest
+    splits = assign_splits(small_run.manifest, 0)
+    assert manifest.recipe_name == "small-boards"
+    assert manifest.recipe["detector"]["options"] == {"features": 16, "score": "peak"}
+    assert manifest.dataset.fingerprint == small_run.manifest.fingerprint()
+    assert manifest.dataset.split_fingerprint == splits.fingerprint
+    assert manifest.dataset.counts == splits.counts
+    assert read_split(small_run.folder / "splits.csv", "test") == {row.path for row in splits.test}
+
+
+def test_the_exported_graph_agreed_with_torch_on_every_calibration_image(small_run):
+    parity = small_run.bundle.manifest.parity
+    calibration = [row for row in assign_splits(small_run.manifest, 0).calibration if row.label]
+    assert parity.images == len(calibration)
+    assert parity.score <= 1e-4
+    assert parity.heatmap <= 1e-4
+    assert parity.verdicts_differing == 0
+
+
+def test_the_operating_point_rests_on_calibration_ng_alone(small_run):
+    point = small_run.bundle.manifest.operating_point
+    splits = assign_splits(small_run.manifest, 0)
+    calibration = [row for row in splits.calibration if row.label == NG]
+    assert point.n_ng == len(calibration)
+    assert point.n_ng_groups == len({row.group for row in calibration})
+    session = small_run.bundle.open("cpu")
+    images = np.stack([small_run.manifest.image(row) for row in calibration])
+    scores = np.sort(session.score(images)[0])
+    assert point.rank is not None
+    assert point.threshold <= scores[point.rank - 1]
+    assert (scores < point.threshold).sum() <= point.rank - 1
+
+
+def test_a_minute_of_training_on_ok_parts_separates_rendered_defects(small_run):
+    auroc = small_run.bundle.manifest.metrics["auroc"]
+    assert auroc["lower"] > 0.6, auroc
+
+
+def test_evaluate_finds_the_test_split_again_and_repeats_the_bundles_figures(small_run):
+    found = evaluate_bundle(small_run.bundle, small_run.manifest, device="cpu", batch_size=7)
+    assert found.evaluated == "test split"
+    ours, theirs = found.metrics.as_dict(), dict(small_run.bundle.manifest.metrics)
+    cold, hot = theirs.pop("heatmap_range")
+    assert cold < hot
+    for figures in (ours, theirs):
+        figures.pop("images_per_second")
+    assert json.loads(json.dumps(ours), parse_float=lambda x: round(float(x), 4)) == json.loads(
+        json.dumps(theirs), parse_float=lambda x: round(float(x), 4)
+    )
+
+
+def test_scores_do_not_depend_on_batch_order_or_neighbours_after_export(small_run):
+    session = small_run.bundle.open("cpu")
+    rows = [row for row in small_run.manifest.rows if row.label == OK][:12]
+    images = np.stack([small_run.manifest.image(row) for row in rows])
+    together, maps = session.score(images)
+    alone = np.concatenate([session.score(image[None])[0] for image in images])
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    order = np.random.default_rng(0).permutation(12)
+    shuffled, shuffled_maps = session.score(images[order])
+    np.testing.assert_allclose(together[order], shuffled, rtol=1e-5)
+    np.testing.assert_allclose(maps[order], shuffled_maps, rtol=1e-4, atol=1e-6)
+
+
+def test_the_run_folder_shows_how_training_went(small_run):
+    assert list((small_run.folder / "tensorboard").glob("events*"))
+    assert list((small_run.folder / "samples").glob("ganomaly_*.png"))
+    assert small_run.bundle.report.read_text().startswith("<!doctype html>")
+
+
+def test_resuming_a_finished_run_exports_the_same_scores(small_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(small_run.folder, copy)
+    shutil.rmtree(copy / "bundle")
+    again = train(small_run.recipe, copy, resume=True, quiet=True)
+    assert again.manifest.operating_point == small_run.bundle.manifest.operating_point
+    assert again.manifest.model_sha256 == small_run.bundle.manifest.model_sha256
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(small_run):
+    with pytest.raises(UserError, match="already holds a run"):
+        train(small_run.recipe, small_run.folder, quiet=True)
+
+
+def test_two_processes_do_not_train_in_one_folder(small_run, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="Another process is training"):
+        train(small_run.recipe, tmp_path, quiet=True)
+
+
+def test_a_changed_recipe_does_not_continue_a_run(small_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(small_run.folder, copy)
+    changed = small_run.recipe.with_name("changed.toml")
+    changed.write_text(small_run.recipe.read_text().replace("features = 16", "features = 8"))
+    with pytest.raises(UserError, match="another recipe or data set"):
+        train(changed, copy, resume=True, quiet=True)
+
+
+def test_without_any_ng_the_threshold_keeps_specificity_and_the_fnr_is_said_to_be_unknown(tmp_path):
+    render_boards(tmp_path / "boards", boards=12, count_ok=120, count_ng=0, size=32, channels=1)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'name = "ok-only"\ndataset = "boards"\ntarget_specificity = 0.9\n'
+        "[image]\nsize = 32\nchannels = 1\n"
+        '[detector]\nkind = "ganomaly"\nepochs = 1\n[detector.options]\nfeatures = 4\n'
+    )
+    point = train(recipe, tmp_path / "run", quiet=True).manifest.operating_point
+    assert point.basis == "specificity"
+    assert point.certified_fnr is None
+    assert point.passed_ok / point.n_ok >= 0.9
+    assert "FNR unknown" in point.statement()
+
+
+@pytest.mark.parametrize("kind", ["ganomaly", "fanogan"])
+def test_large_images_are_inspected_in_tiles(tmp_path, kind):
+    render_boards(tmp_path / "boards", boards=12, count_ok=30, count_ng=14, size=96, channels=3)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'name = "tiles"\ndataset = "boards"\n'
+        "[image]\nsize = 32\nchannels = 1\ntile = 48\nstride = 40\n"
+        f'[detector]\nkind = "{kind}"\nepochs = 1\n[detector.options]\nfeatures = 4\nlatent = 8\n'
+    )
+    bundle = train(recipe, tmp_path / "run", quiet=True)
+    score, heatmap = bundle.open("cpu").score(np.zeros((2, 101, 96, 3), np.uint8))
+    assert score.shape == (2,)
+    assert heatmap.shape == (2, 101, 96)
+    assert bundle.manifest.metrics["pixels"] is not None
+
+
+def test_a_damaged_bundle_is_refused(small_run, tmp_path):
+    for name, damage in {
+        "model.onnx": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        "bundle.json": lambda data: data.replace(b'"target_fnr": 0.1,', b'"target_fnr": 0.2,', 1),
+    }.items():
+        copy = tmp_path / name
+        shutil.copytree(small_run.bundle.path, copy)
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(damage(content))
+        assert (copy / name).read_bytes() != content
+        with pytest.raises(BundleError, match=name):
+            Bundle.read(copy)
+
+
+def test_evaluate_prints_json_and_nothing_else_to_stdout(small_run, tmp_path):
+    report = tmp_path / "report.html"
+    done = kizu("evaluate", small_run.bundle.path, small_run.dataset, "--json", "--report", report)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["evaluated"] == "test split"
+    assert found["metrics"]["n_ng"] > 0
+    assert "<svg" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ('name = "x"\ndataset = "nowhere"\n[detector]\nkind = "ganomaly"\n', "data set 'nowhere'"),
+        ('name = "x"\ndataset = "boards"\n[detector]\nkind = "gandalf"\n', "Unknown detector 'gandalf'"),
+        ('name = "x"\ndataset = "boards"\n[detector]\nkind = "ganomaly"\n', "smaller than the 64×64"),
+        ('name = "x"\ndataset = "boards"\n[detector]\nkind = "ganomaly"\nepoch = 1\n', "did you mean 'epochs'"),
+    ],
+)
+def test_a_fault_in_the_recipe_is_one_clear_message_and_exit_code_2(small_run, tmp_path, recipe, message):
+    path = small_run.recipe.with_name(f"{abs(hash(recipe))}.toml")
+    path.write_text(recipe)
+    done = kizu("train", path, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
