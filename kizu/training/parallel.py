@@ -22,8 +22,12 @@ class Processes:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if self.world_size > 1 and not dist.is_initialized():
+            # Left to the interpreter's end, the group's threads can abort a process that did its work. Destroying the
+            # group joins them only if nothing else holds it, and functions of torch.distributed.nn, imported late (by
+            # the first optimiser), would hold it as their default argument: hence the import before the group is made.
+            import torch.distributed.nn  # noqa: F401
+
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-            # Left to the interpreter's end, the group's threads can abort a process that did its work.
             atexit.register(dist.destroy_process_group)
 
     @property
