@@ -25,7 +25,7 @@ class Processes:
             # Left to the interpreter's end, the group's threads can abort a process that did its work. Destroying the
             # group joins them only if nothing else holds it, and functions of torch.distributed.nn, imported late (by
             # the first optimiser), would hold it as their default argument: hence the import before the group is made.
-            import torch.distributed.nn  # noqa: F401
+            import torch.distributed.nn
 
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
             atexit.register(dist.destroy_process_group)

@@ -4,6 +4,7 @@ Notable here:
 - Reading is strict: what is wrong is said once, with file, line and remedy, before any image is used.
 - Nothing outside the folder is ever read; a manifest is a self-contained, movable thing.
 - The fingerprint covers every cell and the content of every image and mask.
+- A synthetic image says so (`origin`) and can only train: it never calibrates or tests, and is counted apart.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import json
 import math
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,10 +28,11 @@ from numpy.typing import NDArray
 
 from kizu.errors import UserError
 from kizu.models.decode import ImageError, decode, decode_mask
+from kizu.training.data.listing import Listing
 from kizu.training.data.pool import Progress, in_order
 
 FILE = "manifest.csv"
-COLUMNS = ("path", "label", "defect", "group", "split", "mask", "boxes")
+COLUMNS = ("path", "label", "defect", "group", "split", "mask", "boxes", "origin")
 REQUIRED_COLUMNS = ("path", "label")
 OK, NG, UNLABELLED = "OK", "NG", ""
 LABELS = (OK, NG, UNLABELLED)
@@ -63,6 +66,13 @@ class Row:
     mask: str = ""
     """Path of the defect mask, non-zero where the defect is."""
     boxes: tuple[Box, ...] = ()
+    origin: str = ""
+    """Empty for an image from a camera; where a synthetic one came from, as `KIND:RUN:SEED`."""
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether a generator made the image."""
+        return bool(self.origin)
 
     @property
     def defects(self) -> tuple[str, ...]:
@@ -86,8 +96,8 @@ class Manifest:
 
         Raises:
             UserError: the folder, the manifest or a file that it names is missing; an unknown or missing column,
-                a value outside its set, a duplicate path, a path that leaves the folder, bad boxes, or a group
-                with rows in two given splits.
+                a value outside its set, a duplicate path, a path that leaves the folder, bad boxes, a synthetic
+                image without label or for calibration or test, or a group with rows in two given splits.
         """
         root = Path(root)
         if not root.is_dir():
@@ -97,11 +107,15 @@ class Manifest:
         return cls(root, rows)
 
     def write(self) -> None:
-        """Write `manifest.csv` atomically and durably: it is the old one or the new one, whatever happens."""
+        """Write `manifest.csv` atomically and durably: it is the old one or the new one, whatever happens.
+
+        Without synthetic rows there is no column `origin`.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(_cells(row) for row in self.rows)
+        columns = COLUMNS if any(row.synthetic for row in self.rows) else COLUMNS[:-1]
+        writer.writerow(columns)
+        writer.writerows([*_cells(row), row.origin][: len(columns)] for row in self.rows)
         temporary = self.root / f".{FILE}.{os.getpid()}"
         try:
             with temporary.open("w", encoding="utf-8", newline="") as file:
@@ -149,7 +163,7 @@ class Manifest:
         return sorted({row.group for row in self.rows if row.group})
 
     def counts(self) -> dict[str, int]:
-        """Images per label: `{"OK": …, "NG": …, "unlabelled": …}`."""
+        """Images per label, as `count_labels`."""
         return count_labels(self.rows)
 
     def fingerprint(self, progress: Progress | None = None) -> str:
@@ -160,7 +174,9 @@ class Manifest:
         digest = hashlib.sha256()
         rows = sorted(self.rows, key=lambda row: row.path)
         for row, content in zip(rows, in_order(self._content, rows, progress), strict=True):
-            digest.update(json.dumps([*_cells(row), *content], ensure_ascii=False).encode())
+            # An image from a camera is hashed without an origin: data sets from before the column keep their print.
+            cells = [*_cells(row), row.origin] if row.synthetic else _cells(row)
+            digest.update(json.dumps([*cells, *content], ensure_ascii=False).encode())
             digest.update(b"\n")
         return digest.hexdigest()
 
@@ -176,20 +192,44 @@ class Manifest:
 
 
 def count_labels(rows: Iterable[Row]) -> dict[str, int]:
-    """Images per label: `{"OK": …, "NG": …, "unlabelled": …}`."""
-    counted = Counter(row.label for row in rows)
-    return {"OK": counted[OK], "NG": counted[NG], "unlabelled": counted[UNLABELLED]}
+    """Images from cameras per label, `{"OK": …, "NG": …, "unlabelled": …}`, and `"synthetic"` where there are such."""
+    counted = Counter("synthetic" if row.synthetic else row.label for row in rows)
+    counts = {"OK": counted[OK], "NG": counted[NG], "unlabelled": counted[UNLABELLED]}
+    return counts | {"synthetic": counted["synthetic"]} if counted["synthetic"] else counts
+
+
+def format_origin(kind: str, run: str, seed: int) -> str:
+    """A synthetic image's `origin`: `KIND:RUN:SEED`.
+
+    Raises:
+        UserError: kind or run is empty, or could not be told from the rest of a cell.
+    """
+    for what, text in (("kind", kind), ("run", run)):
+        if not _is_plain(text):
+            raise UserError(
+                f"the generator's {what} {text!r} cannot be written as a synthetic image's origin",
+                "Use a name without colons, control characters and outer spaces.",
+            )
+    if seed < 0:
+        raise UserError(f"seed {seed}: a synthetic image's seed is not negative", "Use seeds from 0.")
+    return f"{kind}:{run}:{seed}"
+
+
+def _is_plain(text: str) -> bool:
+    """Whether text survives as part of an origin, alone in a CSV cell."""
+    odd = any(letter == ":" or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)
+    return bool(text) and text == text.strip() and not odd
 
 
 def check_groups(rows: Iterable[Row], source: Path | str) -> None:
-    """Refuse a group whose rows are given two splits.
+    """Refuse a group whose rows are given two splits; synthetic rows, which can only train, are passed over.
 
     Raises:
         UserError: names the group and one file on each side.
     """
     seen: dict[str, Row] = {}
     for row in rows:
-        if not (row.group and row.split):
+        if row.synthetic or not (row.group and row.split):
             continue
         other = seen.setdefault(row.group, row)
         if other.split != row.split:
@@ -220,7 +260,7 @@ class _Reader:
         self.root = root
         self.path = root / FILE
         self.line = 0
-        self.files = _Files(root)
+        self.files = Listing(root)
 
     def read(self) -> list[Row]:
         try:
@@ -293,7 +333,9 @@ class _Reader:
         if label == OK and (defect or boxes):
             what = f"defect '{defect}'" if defect else "boxes"
             raise self._fault(f"an OK image has {what}", "Label it NG, or clear the defect and boxes.")
-        mask = value.get("mask", "")
+        mask, origin = value.get("mask", ""), value.get("origin", "")
+        if origin:
+            self._check_synthetic(origin, label, split)
         return Row(
             path=self._file(value["path"], "path"),
             label=label,
@@ -302,7 +344,24 @@ class _Reader:
             split=split,
             mask=self._file(mask, "mask") if mask else "",
             boxes=boxes,
+            origin=origin,
         )
+
+    def _check_synthetic(self, origin: str, label: str, split: str) -> None:
+        kind, _, rest = origin.partition(":")
+        run, _, seed = rest.partition(":")
+        if not (_is_plain(kind) and _is_plain(run) and seed.isascii() and seed.isdigit()):
+            raise self._fault(
+                f"origin '{origin}' is not KIND:RUN:SEED",
+                "Only synthetic images have an origin, as in stylegan2-ada:run-7:17; leave it empty for a camera's.",
+            )
+        if label == UNLABELLED:
+            raise self._fault("a synthetic image has no label", "Label it as what it was made to show: NG or OK.")
+        if split not in ("", "train"):
+            raise self._fault(
+                f"a synthetic image is in the {split} split",
+                "Synthetic images only train, they never certify anything: leave its split empty.",
+            )
 
     def _file(self, name: str, column: str) -> str:
         pure = PurePosixPath(name)
@@ -346,36 +405,3 @@ class _Reader:
 
     def _fault(self, problem: str, remedy: str) -> UserError:
         return UserError(f"{self.path}, line {self.line}: {problem}", remedy)
-
-
-class _Files:
-    """What the folder holds, listed once per directory: asking the file system per row is slow for 100 000 rows."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.real_root = root.resolve()
-        self._listings: dict[PurePosixPath, tuple[bool, frozenset[str]]] = {}
-
-    def inside(self, pure: PurePosixPath) -> bool:
-        inside, plain_files = self._listing(pure.parent)
-        return inside and (pure.name in plain_files or self._resolves_inside(pure))
-
-    def has(self, pure: PurePosixPath) -> bool:
-        return pure.name in self._listing(pure.parent)[1] or (self.root / pure).is_file()
-
-    def _resolves_inside(self, pure: PurePosixPath) -> bool:
-        return (self.root / pure).resolve().is_relative_to(self.real_root)
-
-    def _listing(self, folder: PurePosixPath) -> tuple[bool, frozenset[str]]:
-        known = self._listings.get(folder)
-        if known is None:
-            known = (self._resolves_inside(folder), self._plain_files(folder))
-            self._listings[folder] = known
-        return known
-
-    def _plain_files(self, folder: PurePosixPath) -> frozenset[str]:
-        try:
-            with os.scandir(self.root / folder) as entries:
-                return frozenset(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-        except OSError:
-            return frozenset()  # said by name when the row's file is looked for

@@ -5,6 +5,7 @@ Notable here:
 - Largest units first, each to the split that lacks most of what the unit holds: OK, NG and, weakly, each defect class.
 - A function of the rows and the seed alone: no random generator, so neither row order nor platform matters.
 - Given splits are kept. Where they lack a calibration split, it comes out of train; test is never touched.
+- Synthetic images train, whatever their group. They are set aside first, so they move no image from a camera.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Splits:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images per split and label: `{"train": {"OK": …, "NG": …, "unlabelled": …}, …}`."""
+        """Images per split and label: `{"train": {"OK": …, "NG": …, "unlabelled": …}, …}`, as `count_labels`."""
         return {split: count_labels(getattr(self, split)) for split in SPLITS}
 
 
@@ -84,17 +85,20 @@ def assign_splits(manifest: Manifest, seed: int = 0, fractions: tuple[float, flo
     """Split into train, calibration and test; `fractions` of OK and of NG, as near as whole groups allow.
 
     Rows whose `split` is given keep it, and pull the rest of their group along. If none is given `calibration`, that
-    is drawn from the given train rows. Units without any label go to train and count nowhere.
+    is drawn from the given train rows. Units without any label go to train and count nowhere. Synthetic rows go to
+    train, and the others' splits are as they would be without them.
 
     Raises:
-        UserError: a group in two given splits, too few groups to fill every split, or no OK in train.
+        UserError: a group in two given splits, too few groups to fill every split, or no OK in train
+            (synthetic rows count for none of these).
     """
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions are three positive numbers that sum to 1, not {fractions}")
     source = manifest.root / FILE
     check_groups(manifest.rows, source)
     share = dict(zip(SPLITS, fractions, strict=True))
-    units = _units(manifest.rows, seed)
+    units = _units((row for row in manifest.rows if not row.synthetic), seed)
+    synthetic = [row for row in manifest.rows if row.synthetic]
     placed: dict[str, list[_Unit]] = {split: [unit for unit in units if unit.given == split] for split in SPLITS}
     any_given = any(placed.values())
 
@@ -106,11 +110,13 @@ def assign_splits(manifest: Manifest, seed: int = 0, fractions: tuple[float, flo
         placed[split].extend(more)
 
     _check(placed, units, any_given, source)
-    rows = {
-        split: sorted((replace(row, split=split) for unit in members for row in unit.rows), key=lambda row: row.path)
-        for split, members in placed.items()
-    }
-    return Splits(rows["train"], rows["calibration"], rows["test"])
+    rows = {split: [row for unit in members for row in unit.rows] for split, members in placed.items()}
+    rows["train"] += synthetic
+    return Splits(*(_filled(rows[split], split) for split in SPLITS))
+
+
+def _filled(rows: Iterable[Row], split: str) -> list[Row]:
+    return sorted((replace(row, split=split) for row in rows), key=lambda row: row.path)
 
 
 def _units(rows: Iterable[Row], seed: int) -> list[_Unit]:
