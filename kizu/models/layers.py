@@ -102,3 +102,92 @@ class LayerNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, h, w] → the same shape."""
         return F.group_norm(x, 1, self.weight, self.bias)
+
+
+class EqualizedLinear(nn.Module):
+    """y = W x + b with weights N(0, 1) that are scaled at run time (equalised learning rate, Karras et al. 2018).
+
+    `rate` multiplies this layer's learning rate without changing what it computes at the start.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, bias: float = 0.0, rate: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.bias = nn.Parameter(torch.full((outputs,), bias / rate))
+        self.gain = rate / math.sqrt(inputs)
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs] → [N, outputs]."""
+        return F.linear(x, self.weight * self.gain, self.bias * self.rate)
+
+
+class EqualizedConv2d(nn.Module):
+    """Square convolution with equalised learning rate; `down` low-passes and halves the resolution."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool = True, down: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.gain = 1 / math.sqrt(inputs * kernel**2)
+        self.kernel, self.down = kernel, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs, h, w] → [N, outputs, h, w], or [N, outputs, h/2, w/2]."""
+        weight = self.weight * self.gain
+        if not self.down:
+            return F.conv2d(x, weight, self.bias, padding=self.kernel // 2)
+        if self.kernel == 1:  # every other filtered pixel is never looked at
+            return F.conv2d(halve(x), weight, self.bias)
+        return F.conv2d(low_pass(x, padding=self.kernel // 2 + 1), weight, self.bias, stride=2)
+
+
+def leaky(x: Tensor) -> Tensor:
+    """Leaky ReLU of slope 0.2 that keeps the second moment (gain √2)."""
+    return F.leaky_relu(x, 0.2) * math.sqrt(2)
+
+
+def _binomial(x: Tensor, gain: float) -> Tensor:
+    """The filter [1, 3, 3, 1] in both directions, normalised to sum `gain`, one per channel of x: [C, 1, 4, 4]."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
+    return (gain * taps[:, None] * taps).expand(x.shape[1], 1, 4, 4)
+
+
+def low_pass(x: Tensor, *, padding: int, gain: float = 1.0) -> Tensor:
+    """[N, C, h, w] filtered by [1, 3, 3, 1] between `padding` zeros on each side: 2·padding − 3 pixels more."""
+    return F.conv2d(x, _binomial(x, gain), padding=padding, groups=x.shape[1])
+
+
+def halve(x: Tensor) -> Tensor:
+    """[N, C, h, w] → [N, C, h/2, w/2], low-passed by [1, 3, 3, 1]."""
+    return F.conv2d(x, _binomial(x, 1.0), stride=2, padding=1, groups=x.shape[1])
+
+
+def double(x: Tensor) -> Tensor:
+    """[N, C, h, w] → [N, C, h·2, w·2], interpolated by [1, 3, 3, 1] (gain 4, for the zeros that it fills)."""
+    return F.conv_transpose2d(x, _binomial(x, 4.0), stride=2, padding=1, groups=x.shape[1])
+
+
+class MinibatchStd(nn.Module):
+    """Appends one channel: how much the images of a group differ (Karras et al. 2018, section 3).
+
+    Groups have at most `group` images; where the batch does not divide, they differ by one image in size.
+    """
+
+    def __init__(self, group: int = 4):
+        super().__init__()
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] → [N, C + 1, h, w], computed in fp32."""
+        n = len(x)
+        size = min(self.group, n)
+        groups = -(-n // size)
+        y = F.pad(x.float().flatten(1), (0, 0, 0, groups * size - n)).view(size, groups, -1)
+        real = (torch.arange(size * groups, device=x.device) < n).view(size, groups, 1).float()
+        count = real.sum(0)
+        mean = y.sum(0) / count
+        variance = ((y - mean).square() * real).sum(0) / count
+        std = (variance + 1e-8).sqrt().mean(1)
+        statistic = std.repeat(size)[:n].view(n, 1, 1, 1).expand(n, 1, *x.shape[2:])
+        return torch.cat([x, statistic.to(x.dtype)], 1)

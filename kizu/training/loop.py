@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from kizu.errors import DivergedError, UserError
 from kizu.training import checkpoint
-from kizu.training.data.batches import Batches
+from kizu.training.data.batches import Batch, Batches
 from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
 
@@ -40,8 +40,8 @@ class Phase:
     name: str
     trains: nn.Module
     optimizer: torch.optim.Optimizer
-    losses: Callable[[Tensor], Losses]
-    """Images [N, C, H, W] in [−1, 1] → named scalars; `total` is what gets differentiated."""
+    losses: Callable[[Batch], Losses]
+    """A batch → named scalars; `total` is what gets differentiated."""
     repeats: int = 1
     """Updates per step, each on a batch of its own (n_critic)."""
     every: int = 1
@@ -54,14 +54,17 @@ class Ema:
 
     source: nn.Module
     average: nn.Module
-    decay: float
+    decay: float | Callable[[int], float]
+    """Per step, or as a function of the step."""
     ramp_up: bool = True
     """Let the average catch up quickly at the start: decay ≤ (1 + step) / (10 + step)."""
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average towards the source."""
-        decay = min(self.decay, (1 + step) / (10 + step)) if self.ramp_up else self.decay
+        decay = self.decay(step) if callable(self.decay) else self.decay
+        if self.ramp_up:
+            decay = min(decay, (1 + step) / (10 + step))
         for average, source in zip(self.average.parameters(), self.source.parameters(), strict=True):
             average.lerp_(source, 1 - decay)
         for copied, buffer in zip(self.average.buffers(), self.source.buffers(), strict=True):
@@ -80,13 +83,13 @@ class Stage:
     """Called with the losses at control points, to correct what the paper corrects."""
     problem: Callable[[], str | None] | None = None
     """Asked at control points: says in words what has collapsed, or None."""
+    measure: Callable[[int], dict[str, float]] | None = None
+    """Asked every `measure_every` steps and at the end for figures to log; the run's random state is put back."""
+    measure_every: int = 1
 
 
 class Method(Protocol):
-    """An adversarial method: its networks, how they train and what ships."""
-
-    learns_from_ng: bool
-    """Whether the train split's NG are training images, too."""
+    """An adversarial method: its networks and how they train."""
 
     @property
     def networks(self) -> nn.Module:
@@ -97,12 +100,19 @@ class Method(Protocol):
         """The stages, given the number of training images."""
         ...
 
-    def detector(self) -> nn.Module:
-        """The module that maps x [N, C, H, W] to (score [N], heatmap [N, 1, H, W])."""
-        ...
-
     def samples(self, images: Tensor) -> Tensor:
         """A picture of the state of training: [rows · 8, C, H, W] in [−1, 1], from 8 fixed images."""
+        ...
+
+
+class DetectorMethod(Method, Protocol):
+    """A method whose networks score images."""
+
+    learns_from_ng: bool
+    """Whether the train split's NG are training images, too."""
+
+    def detector(self) -> nn.Module:
+        """The module that maps x [N, C, H, W] to (score [N], heatmap [N, 1, H, W])."""
         ...
 
 
@@ -156,7 +166,7 @@ class TrainingLoop:
         self.step = 0
         self._stop_requested = False
         self._collapsed_for = 0
-        self._watched = batches.at([i * len(batches) // 8 for i in range(8)])
+        self._watched = batches.at(torch.tensor([i * len(batches) // 8 for i in range(8)])).images
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint; False where there is none.
@@ -206,6 +216,8 @@ class TrainingLoop:
                     self._control(stage, losses)
                 if self.step % self.settings.sample_every == 0 or self.step == stage.steps:
                     self._picture(stage)
+                if stage.measure and (self.step % stage.measure_every == 0 or self.step == stage.steps):
+                    self._measure(stage, stage.measure)
                 due = at_control and time.monotonic() - last_save > self.settings.checkpoint_seconds
                 save, stop = False, False
                 if at_control or self.processes.world_size == 1:
@@ -231,13 +243,13 @@ class TrainingLoop:
             average.update(self.step)
         return seen
 
-    def _update(self, phase: Phase, images: Tensor) -> Losses:
+    def _update(self, phase: Phase, batch: Batch) -> Losses:
         if self.device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
+            batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
         phase.trains.requires_grad_(True)
         phase.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            losses = phase.losses(images)
+            losses = phase.losses(batch)
         losses["total"].backward()
         self.processes.average_gradients(phase.trains)
         phase.optimizer.step()
@@ -256,7 +268,7 @@ class TrainingLoop:
         if bad := [name for name, value in values.items() if not math.isfinite(value)]:
             raise DivergedError(
                 f"Training diverged in stage '{stage.name}' at step {self.step}: {', '.join(bad)} is not finite.",
-                "Lower the learning rate in [detector], or start from another seed. "
+                "Lower the learning rate in the recipe, or start from another seed. "
                 f"The last good checkpoint is in {self.folder}.",
             )
         problem = stage.problem() if stage.problem else None
@@ -264,17 +276,30 @@ class TrainingLoop:
         if self._collapsed_for >= self.settings.patience:
             raise DivergedError(
                 f"Training collapsed in stage '{stage.name}' at step {self.step}: {problem}.",
-                "Train on more varied images, lower the learning rate in [detector], or start from another seed.",
+                "Train on more varied images, lower the learning rate in the recipe, or start from another seed.",
             )
         if stage.at_control is not None and self.step % self.settings.control_every == 0:
             stage.at_control(values)
         self.log.scalars(stage.name, values, self.step)
 
     def _picture(self, stage: Stage) -> None:
+        with self._looking():
+            self.log.picture(stage.name, self.method.samples(self._watched), self.step)
+
+    def _measure(self, stage: Stage, measure: Callable[[int], dict[str, float]]) -> None:
+        if self.processes.is_main:
+            with self._looking():
+                self.log.scalars(stage.name, measure(self.step), self.step)
+        self.processes.barrier()
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Networks in eval mode, no gradients, and a random state that is put back."""
         modes = {module: module.training for module in self.method.networks.modules()}
         self.method.networks.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            self.log.picture(stage.name, self.method.samples(self._watched), self.step)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            yield
         for module, training in modes.items():
             module.training = training
 

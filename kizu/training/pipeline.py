@@ -36,7 +36,7 @@ from kizu.training.evaluation.evaluate import build_report, score_with_pixels
 from kizu.training.evaluation.scoring import score_rows
 from kizu.training.evaluation.summary import summary_table
 from kizu.training.export import VERDICT_MARGIN, ParityCheck, export_onnx, torch_scorer
-from kizu.training.loop import LoopSettings, Method, TrainingLoop
+from kizu.training.loop import LoopSettings, DetectorMethod, TrainingLoop
 from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
 from kizu.training.recipe import Recipe, find_dataset, read_recipe
@@ -63,7 +63,7 @@ class Run:
         content = json.dumps([decisive, self.fingerprint, self.splits.fingerprint], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def calibration(self, method: Method) -> list[Row]:
+    def calibration(self, method: DetectorMethod) -> list[Row]:
         """Labelled rows that fix the threshold.
 
         A method that learns from OK parts alone has seen no NG, so the train split's NG are as unseen as any, unless
@@ -71,7 +71,7 @@ class Run:
         """
         rows = [row for row in self.splits.calibration if row.label]
         if not method.learns_from_ng:
-            rows += [row for row in self.splits.train if row.label == NG and not row.group]
+            rows += [row for row in self.splits.train if row.label == NG and not row.group and not row.synthetic]
         return rows
 
 
@@ -159,7 +159,7 @@ def _describe(run: Run, recipe_path: Path) -> None:
 
 def _fit(
     run: Run,
-    method: Method,
+    method: DetectorMethod,
     processes: Processes,
     device: str,
     resume: bool,
@@ -193,7 +193,7 @@ def _fit(
     loop.run()
 
 
-def _finish(run: Run, method: Method, log: RunLog) -> Bundle:
+def _finish(run: Run, method: DetectorMethod, log: RunLog) -> Bundle:
     geometry = run.recipe.image.geometry
     log.say("exporting to ONNX")
     inspector = Inspector(method.detector(), geometry)
@@ -203,7 +203,7 @@ def _finish(run: Run, method: Method, log: RunLog) -> Bundle:
     check = ParityCheck(session.score, torch_scorer(inspector))
     operating_point, heatmap_range = _calibrate(run, run.calibration(method), check, log)
     parity = check.result(operating_point)
-    rows = [row for row in run.splits.test if row.label]
+    rows = [row for row in run.splits.test if row.label]  # none is synthetic: those are always in train
     with _progress(log, "testing", len(rows)) as advance:
         scored, pixels = score_with_pixels(session.score, geometry, run.manifest, rows, progress=_to(advance))
     metrics = compute_metrics(scored, operating_point, pixels=pixels)

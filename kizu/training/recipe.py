@@ -61,6 +61,36 @@ class GeneratorSection(_Section):
     """Thousands of real images shown to the discriminator."""
     count: int = Field(default=2000, ge=1)
     """Synthetic NG to make."""
+    truncation: float = Field(default=1.0, ge=0, le=1)
+    """ψ: below 1, images are more typical and less varied."""
+    crop: int | None = Field(default=None, ge=16)
+    """Side of the window around each defect in source pixels; left out: the detector's tile, or its size."""
+    context: float = Field(default=0.1, ge=0)
+    """Margin around a defect that is larger than that, as a share of its longer side."""
+    conditional: bool = True
+    """Learn the defect classes apart, where there are several."""
+    batch_size: int | None = Field(default=None, ge=2)
+    """Left out: the paper's for the size, 32 at most."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Left out: the paper's."""
+    discriminator_learning_rate: float | None = Field(default=None, gt=0)
+    """Left out: the generator's; otherwise two time scales (TTUR)."""
+    augment: Literal["ada", "diffaugment", "none"] = "ada"
+    """How the discriminator is kept from learning few images by heart."""
+    augmentations: dict[str, bool] = {}
+    """Single transformations of ADA, on or off: a flip or a change of brightness can make or hide a defect."""
+    start_from: str | None = None
+    """A run whose generator's weights to start from (transfer learning)."""
+    start_partly: bool = False
+    """Start from what fits where the other run's networks differ; left out: any difference is an error."""
+    freeze_discriminator: int = Field(default=0, ge=0)
+    """Layers of the discriminator, from the image on, that keep the weights they start from (Freeze-D)."""
+    inception: str | None = None
+    """File with Inception weights for KID and FID; left out: features learned from the recipe's own images."""
+    measurements: int = Field(default=8, ge=0)
+    """How often in the run the images are measured."""
+    options: dict[str, bool | int | float | str] = {}
+    """Fields of the method's own configuration, for instance `latent`, `r1` or `loss`."""
 
 
 class DetectorSection(_Section):

@@ -264,19 +264,31 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 def test_batches_show_every_image_once_per_epoch_in_an_order_fixed_by_the_seed():
     pixels = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1).expand(10, 1, 32, 32)
     batches = Batches(pixels, 5, seed=1)
-    seen = [((b[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() for b in (batches.next() for _ in range(6))]
+    seen = [((b.images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() for b in (batches.next() for _ in range(6))]
     epochs = [[*seen[i], *seen[i + 1]] for i in (0, 2, 4)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     again = Batches(pixels, 5, seed=1)
     again.position = 3
-    assert torch.equal(again.next(), Batches.at(batches, seen[3]))
+    assert torch.equal(again.next().images, batches.at(torch.tensor(seen[3])).images)
+
+
+def test_batches_carry_each_image_s_label_across_blocks_of_epochs(monkeypatch):
+    monkeypatch.setattr("kizu.training.data.batches.BLOCK", 20)
+    pixels = torch.arange(7, dtype=torch.uint8).reshape(7, 1, 1, 1).expand(7, 1, 32, 32)
+    batches = Batches(pixels, 5, seed=1, labels=torch.arange(7) * 10)
+    seen = []
+    for _ in range(14):
+        images, labels = batches.next()
+        assert (((images[:, 0, 0, 0] + 1) * 127.5).round() * 10).tolist() == labels.tolist()
+        seen += labels.tolist()
+    assert all(sorted(seen[i : i + 7]) == [0, 10, 20, 30, 40, 50, 60] for i in range(0, 70, 7))
 
 
 def test_processes_share_each_batch_without_overlap():
     pixels = torch.arange(8, dtype=torch.uint8).reshape(8, 1, 1, 1).expand(8, 1, 32, 32)
-    whole = Batches(pixels, 4, seed=0).next()
-    halves = [Batches(pixels, 4, seed=0, rank=rank, world_size=2).next() for rank in (0, 1)]
+    whole = Batches(pixels, 4, seed=0).next().images
+    halves = [Batches(pixels, 4, seed=0, rank=rank, world_size=2).next().images for rank in (0, 1)]
     assert torch.equal(whole, torch.cat(halves))
 
 
@@ -300,7 +312,8 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
             def stages(self, images):
                 optimizer = torch.optim.Adam(self.networks.parameters(), 1e-3)
                 return [Stage("mean", 12, [Phase("fit", self.networks, optimizer, self.losses)])]
-            def losses(self, x):
+            def losses(self, batch):
+                x = batch.images
                 return {"total": (self.networks(x) - x.mean((1, 2, 3))[:, None]).square().mean()}
             def detector(self): return self.networks
             def samples(self, images): return images

@@ -16,7 +16,6 @@ import io
 import json
 import math
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from kizu.errors import UserError
 from kizu.models.decode import ImageError, decode, decode_mask
 from kizu.training.data.listing import Listing
+from kizu.training.data.origin import is_origin
 from kizu.training.data.pool import Progress, in_order
 
 FILE = "manifest.csv"
@@ -198,29 +198,6 @@ def count_labels(rows: Iterable[Row]) -> dict[str, int]:
     return counts | {"synthetic": counted["synthetic"]} if counted["synthetic"] else counts
 
 
-def format_origin(kind: str, run: str, seed: int) -> str:
-    """A synthetic image's `origin`: `KIND:RUN:SEED`.
-
-    Raises:
-        UserError: kind or run is empty, or could not be told from the rest of a cell.
-    """
-    for what, text in (("kind", kind), ("run", run)):
-        if not _is_plain(text):
-            raise UserError(
-                f"the generator's {what} {text!r} cannot be written as a synthetic image's origin",
-                "Use a name without colons, control characters and outer spaces.",
-            )
-    if seed < 0:
-        raise UserError(f"seed {seed}: a synthetic image's seed is not negative", "Use seeds from 0.")
-    return f"{kind}:{run}:{seed}"
-
-
-def _is_plain(text: str) -> bool:
-    """Whether text survives as part of an origin, alone in a CSV cell."""
-    odd = any(letter == ":" or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)
-    return bool(text) and text == text.strip() and not odd
-
-
 def check_groups(rows: Iterable[Row], source: Path | str) -> None:
     """Refuse a group whose rows are given two splits; synthetic rows, which can only train, are passed over.
 
@@ -348,9 +325,7 @@ class _Reader:
         )
 
     def _check_synthetic(self, origin: str, label: str, split: str) -> None:
-        kind, _, rest = origin.partition(":")
-        run, _, seed = rest.partition(":")
-        if not (_is_plain(kind) and _is_plain(run) and seed.isascii() and seed.isdigit()):
+        if not is_origin(origin):
             raise self._fault(
                 f"origin '{origin}' is not KIND:RUN:SEED",
                 "Only synthetic images have an origin, as in stylegan2-ada:run-7:17; leave it empty for a camera's.",

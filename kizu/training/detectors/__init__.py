@@ -8,16 +8,16 @@ from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.training.detectors.fanogan import FAnoGANMethod
 from kizu.training.detectors.ganomaly import GANomalyMethod
-from kizu.training.loop import Method
+from kizu.training.loop import DetectorMethod
 from kizu.training.recipe import DetectorSection
 
-DETECTORS: dict[str, Callable[[InputGeometry, DetectorSection], Method]] = {
+DETECTORS: dict[str, Callable[[InputGeometry, DetectorSection], DetectorMethod]] = {
     "ganomaly": GANomalyMethod,
     "fanogan": FAnoGANMethod,
 }
 
 
-def create_detector(geometry: InputGeometry, section: DetectorSection) -> Method:
+def create_detector(geometry: InputGeometry, section: DetectorSection) -> DetectorMethod:
     """The method that a recipe's `[detector]` names, with fresh weights from torch's current seed.
 
     Raises:

@@ -16,6 +16,7 @@ from torch.optim import Adam, RMSprop
 from kizu.models.bundle import InputGeometry
 from kizu.models.fanogan import PRESETS, FAnoGAN, FAnoGANConfig
 from kizu.models.layers import pad_to
+from kizu.training.data.batches import Batch
 from kizu.training.detectors.presets import configure
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.losses import wasserstein_critic, wasserstein_generator
@@ -69,8 +70,8 @@ class FAnoGANMethod:
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(len(x), self.config.latent, device=x.device)
 
-    def _critic_losses(self, x: Tensor) -> Losses:
-        x = pad_to(x, *self.config.padded)
+    def _critic_losses(self, batch: Batch) -> Losses:
+        x = pad_to(batch.images, *self.config.padded)
         with torch.no_grad():
             fake = self.networks.generator(self._noise(x))
         # One call for both: no layer of the critic looks across images.
@@ -79,13 +80,13 @@ class FAnoGANMethod:
         penalty = gradient_penalty(lambda images: self.networks.critic(images)[0], x, fake)
         return {"total": wasserstein + PENALTY_WEIGHT * penalty, "distance": -wasserstein, "penalty": penalty}
 
-    def _generator_losses(self, x: Tensor) -> Losses:
-        fake = self.networks.generator(self._noise(x))
+    def _generator_losses(self, batch: Batch) -> Losses:
+        fake = self.networks.generator(self._noise(batch.images))
         self._last_generated = fake.detach()
         return {"total": wasserstein_generator(self.networks.critic(fake)[0].float())}
 
-    def _encoder_losses(self, x: Tensor) -> Losses:
-        image, features, _ = self.networks.residuals(pad_to(x, *self.config.padded))
+    def _encoder_losses(self, batch: Batch) -> Losses:
+        image, features, _ = self.networks.residuals(pad_to(batch.images, *self.config.padded))
         image, features = image.float().mean(), features.float().mean()
         return {"total": image + self.config.kappa * features, "image": image, "features": features}
 

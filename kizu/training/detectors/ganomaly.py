@@ -17,6 +17,7 @@ from torch.optim import Adam
 from kizu.models.bundle import InputGeometry
 from kizu.models.ganomaly import PRESETS, GANomaly, GANomalyConfig
 from kizu.models.layers import init_dcgan, pad_to
+from kizu.training.data.batches import Batch
 from kizu.training.detectors.presets import configure
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.losses import bce_discriminator
@@ -58,8 +59,8 @@ class GANomalyMethod:
         reconstruction = self.networks.reconstruct(images)
         return torch.cat([images, reconstruction, (images - reconstruction).abs() - 1])
 
-    def _d_losses(self, x: Tensor) -> Losses:
-        x = pad_to(x, *self.networks.padded)
+    def _d_losses(self, batch: Batch) -> Losses:
+        x = pad_to(batch.images, *self.networks.padded)
         with torch.no_grad():
             # The second encoder has no part in this, and its batch-norm statistics should not notice it.
             reconstruction = self.networks.generator.reconstruct(x)
@@ -67,8 +68,8 @@ class GANomalyMethod:
         fake, _ = self.networks.discriminator(reconstruction)
         return {"total": bce_discriminator(real.float(), fake.float())}
 
-    def _g_losses(self, x: Tensor) -> Losses:
-        x = pad_to(x, *self.networks.padded)
+    def _g_losses(self, batch: Batch) -> Losses:
+        x = pad_to(batch.images, *self.networks.padded)
         reconstruction, z, z_hat = self.networks.generator(x)
         _, real_features = self.networks.discriminator(x)
         _, fake_features = self.networks.discriminator(reconstruction)

@@ -139,7 +139,7 @@ def choose_rows(bundle: Bundle, manifest: Manifest, split: SplitChoice) -> tuple
     else:
         rows = getattr(_splits(bundle, manifest) if own else _given_splits(manifest, split), split)
         evaluated = f"{split} split"
-    rows = [row for row in rows if row.label in ("OK", "NG")]
+    rows = [row for row in rows if row.label in ("OK", "NG") and not row.synthetic]
     if not rows:
         raise UserError(
             f"{manifest.root}: the {evaluated} has no image labelled OK or NG.", "Evaluation needs labelled images."

@@ -21,6 +21,7 @@ from .conftest import Draw, leftovers
 
 SMALLEST = InputGeometry(height=1, width=1, channels=1)
 HEADER = "path,label,defect,group,split,mask,boxes\n"
+ORIGIN = "stylegan2-ada:run-deeppcb@1a2b3c4d5e6f:17"
 
 
 @pytest.fixture
@@ -50,6 +51,28 @@ def test_what_was_written_is_read_back(folder: Path) -> None:
     assert manifest.counts() == {"OK": 1, "NG": 1, "unlabelled": 1}
     assert (folder / "manifest.csv").read_text(encoding="utf-8").startswith(HEADER)
     assert leftovers(folder) == ["a.png", "b.png", "manifest.csv", "mask.png", "sub"]
+
+
+def test_synthetic_images_say_where_they_came_from_and_are_counted_apart(folder: Path) -> None:
+    rows = [Row("a.png", OK), Row("b.png", NG, "short", origin=ORIGIN), Row("sub/ü 1.png", NG, "short", split="train")]
+    Manifest(folder, rows).write()
+    manifest = Manifest.read(folder)
+    assert manifest.rows == rows
+    assert [row.synthetic for row in manifest.rows] == [False, True, False]
+    assert manifest.counts() == {"OK": 1, "NG": 1, "unlabelled": 0, "synthetic": 1}
+    text = (folder / "manifest.csv").read_text(encoding="utf-8")
+    assert text.startswith(HEADER[:-1] + ",origin\na.png,OK,,,,,,\n")
+    assert f"b.png,NG,short,,,,,{ORIGIN}\n" in text
+
+
+def test_an_empty_origin_is_none(folder: Path) -> None:
+    rows = read(folder, "path,label,origin,split\na.png,OK,,test\nb.png,NG, g:r:7 ,train\n").rows
+    assert rows == [Row("a.png", OK, split="test"), Row("b.png", NG, split="train", origin="g:r:7")]
+
+
+def test_a_synthetic_image_does_not_tie_its_group_to_train(folder: Path) -> None:
+    text = "path,label,group,split,origin\na.png,NG,g7,test,\nb.png,NG,g7,train,g:r:7\n"
+    assert len(read(folder, text)) == 2
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -93,6 +116,16 @@ def test_what_spreadsheets_write_is_read(folder: Path, encoding: str, newline: s
             "group 'g7' is in two splits: a.png is in train, b.png in test",
             "one physical thing",
         ),
+        ("path,label,origin\na.png,OK,\nb.png,,g:r:1\n", "line 3: a synthetic image has no label", "NG or OK"),
+        ("path,label,origin,split\na.png,NG,g:r:1,test\n", "line 2: a synthetic image is in the test", "leave its"),
+        ("path,label,origin,split\na.png,OK,g:r:1,calibration\n", "in the calibration split", "never certify"),
+        ("path,label,origin\na.png,NG,stylegan\n", "line 2: origin 'stylegan' is not KIND:RUN:SEED", "leave it empty"),
+        ("path,label,origin\na.png,NG,g:r:x\n", "is not KIND:RUN:SEED", "stylegan2-ada:run-7:17"),
+        ("path,label,origin\na.png,NG,g:r:-1\n", "is not KIND:RUN:SEED", "synthetic"),
+        ("path,label,origin\na.png,NG,g:r:1:2\n", "is not KIND:RUN:SEED", "synthetic"),
+        ("path,label,origin\na.png,NG,:r:1\n", "is not KIND:RUN:SEED", "synthetic"),
+        ('path,label,origin\na.png,NG,"g:r\nr:1"\n', "is not KIND:RUN:SEED", "synthetic"),
+        ("path,label,orgin\na.png,NG,\n", "unknown column 'orgin'", "did you mean 'origin'"),
         (HEADER, "lists no image", "Add"),
         ("", "the column 'path' is missing", "columns are"),
     ],
@@ -171,6 +204,25 @@ def test_the_fingerprint_covers_every_cell_and_pixel_but_not_order_or_place(fold
         before = Manifest(moved, rows).fingerprint()
         (moved / name).write_bytes((moved / name).read_bytes() + b"\0")
         assert Manifest(moved, rows).fingerprint() != before
+
+
+def test_data_sets_from_before_synthetic_images_keep_their_fingerprint_and_file(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "mask.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    boxes = (Box(0, 1, 2.5, 3, "short"),)
+    rows = [Row("a.png", OK, "", "g1", "train"), Row("b.png", NG, "short", "g2", "test", "mask.png", boxes)]
+    manifest = Manifest(tmp_path, rows)
+    # As the version without synthetic images computed and wrote them.
+    assert manifest.fingerprint() == "3cb75cf2f4cb48e8263f1ea5439f0330d8197c66700244ea219dfa329ffb35a7"
+    manifest.write()
+    assert (tmp_path / "manifest.csv").read_text(encoding="utf-8") == (
+        HEADER + 'a.png,OK,,g1,train,,\nb.png,NG,short,g2,test,mask.png,"[[0, 1, 2.5, 3, ""short""]]"\n'
+    )
+
+
+def test_the_fingerprint_covers_the_origin(folder: Path) -> None:
+    origins = ["", ORIGIN, ORIGIN + "0"]
+    assert len({Manifest(folder, [Row("a.png", NG, origin=origin)]).fingerprint() for origin in origins}) == 3
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

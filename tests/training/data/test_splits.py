@@ -55,6 +55,54 @@ def test_splits_are_complete_disjoint_grouped_deterministic_and_blind_to_order(r
     assert again.fingerprint == splits.fingerprint
 
 
+@st.composite
+def synthetic_rows(draw: st.DrawFn) -> list[Row]:
+    """Synthetic rows, some in the groups of real ones, some with a split given."""
+    return [
+        Row(
+            f"{draw(st.sampled_from(['', 'z']))}made{number}",
+            draw(st.sampled_from([OK, NG])),
+            draw(st.sampled_from(["short", "new"])),
+            draw(st.sampled_from(["", "a", "d", "made"])),
+            draw(st.sampled_from(["", "train"])),
+            origin=f"g:r:{number}",
+        )
+        for number in range(draw(st.integers(1, 40)))
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data_sets(), synthetic_rows(), st.integers(0, 5), st.booleans())
+def test_synthetic_images_only_train_and_move_no_other_image(
+    real: list[Row], made: list[Row], seed: int, given_splits: bool
+) -> None:
+    if given_splits:
+        real = [*real, *images(OK, 9, "t", given="train"), *images(OK, 2, "tt", given="train")]
+        real += [*images(OK, 3, "x", given="test"), *images(NG, 3, "x", given="test")]
+    alone, joined = split(real, seed), split([*made, *real], seed)
+    assert joined.calibration == alone.calibration
+    assert joined.test == alone.test
+    assert [row for row in joined.train if not row.synthetic] == alone.train
+    assert {row.path for row in joined.train if row.synthetic} == {row.path for row in made}
+    assert all(row.split == "train" for row in joined.train)
+    assert joined.counts["train"] == alone.counts["train"] | {"synthetic": len(made)}
+
+
+def test_synthetic_images_go_to_train_whatever_their_group_or_the_split_they_claim() -> None:
+    made = [Row(f"{given}{group}", NG, "", group, given, origin="g:r:1") for given in ("", *SPLITS) for group in "xy"]
+    splits = split([*images(OK, 30), *images(NG, 9, "x", given="test"), *images(OK, 9, given="calibration"), *made])
+    assert sum(row.synthetic for row in splits.train) == len(made)
+    assert not any(row.synthetic for row in splits.calibration + splits.test)
+
+
+def test_synthetic_images_fill_no_split() -> None:
+    made = [Row(f"made{number}", OK, origin=f"g:r:{number}") for number in range(50)]
+    with pytest.raises(UserError, match="2 groups with labelled images cannot fill"):
+        split([*images(OK, 9, "a"), *images(OK, 9, "b"), *made])
+    with pytest.raises(UserError, match="no OK image is in the train split"):
+        split([*images(NG, 30), *made])
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(20, 300), st.integers(0, 200), st.integers(0, 3))
 def test_single_images_are_split_as_wished_to_within_one(ok: int, ng: int, seed: int) -> None:
