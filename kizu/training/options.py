@@ -65,6 +65,6 @@ def _checked(field: dataclasses.Field[Any], value: Any, where: str, least: int) 
     accepted, spoken = _TYPES[kinds[0]]
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
         raise UserError(f"{where}.{field.name} must be {spoken}, not {value!r}.")
-    if kinds[0] == "int" and value < least:
+    if isinstance(value, int) and kinds[0] == "int" and value < least:
         raise UserError(f"{where}.{field.name} must be at least {least}, not {value}.")
     return value

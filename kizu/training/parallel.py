@@ -57,6 +57,15 @@ class Processes:
             gradient.copy_(mean.view_as(gradient))
 
     @torch.no_grad()
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the processes."""
+        if self.world_size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.world_size
+
+    @torch.no_grad()
     def copy_from_main(self, module: nn.Module) -> None:
         """Give every process the main one's parameters and buffers."""
         if self.world_size > 1:

@@ -36,7 +36,7 @@ from kizu.training.evaluation.evaluate import build_report, score_with_pixels
 from kizu.training.evaluation.scoring import score_rows
 from kizu.training.evaluation.summary import summary_table
 from kizu.training.export import VERDICT_MARGIN, ParityCheck, export_onnx, torch_scorer
-from kizu.training.loop import LoopSettings, DetectorMethod, TrainingLoop
+from kizu.training.loop import DetectorMethod, LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
 from kizu.training.recipe import Recipe, find_dataset, read_recipe

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.training import options
 from kizu.training.recipe import DetectorSection
