@@ -28,6 +28,18 @@ target_fnr = 0.10
 size = 64
 channels = 1
 
+[generator]
+kind = "stylegan2-ada"
+preset = "demo"
+size = 32
+crop = 32
+kimg = {kimg}
+count = 200
+measurements = 2
+
+[generator.options]
+ada_kimg = {kimg}
+
 [detector]
 kind = "ganomaly"
 epochs = {epochs}
@@ -35,7 +47,7 @@ epochs = {epochs}
 [detector.options]
 score = "peak"
 """
-EPOCHS = 40
+KIMG, EPOCHS = 8, 40
 BOARDS = {"count-ok": 900, "count-ng": 360, "boards": 60, "seed": 7}
 SHOWN_OK, SHOWN_NG = 40, 20
 MARKER = ".kizu-demo"
@@ -61,8 +73,11 @@ def demo(
     dataset, run = folder / "boards", folder / "run"
     _step("Rendering boards")
     _kizu("data", "render", str(dataset), *(part for k, v in BOARDS.items() for part in (f"--{k}", str(v))))
-    (folder / "recipe.toml").write_text(RECIPE.format(epochs=EPOCHS), encoding="utf-8")
-    _step("Training a GANomaly on OK parts, exporting it, choosing its threshold on NG it has not seen")
+    (folder / "recipe.toml").write_text(RECIPE.format(kimg=KIMG, epochs=EPOCHS), encoding="utf-8")
+    _step(
+        "Training a StyleGAN2-ADA on the few NG and drawing more of them; then a GANomaly on OK parts, exporting it, "
+        "choosing its threshold on NG it has not seen"
+    )
     _kizu("train", str(folder / "recipe.toml"), "--out", str(run))
     environment = os.environ | {"KIZU_DATA_DIR": str(folder / "service"), "KIZU_AUDIT_RATE": "0.1"}
     _step("Registering the bundle as champion")
@@ -72,7 +87,11 @@ def demo(
         parts = _test_parts(dataset, run)
         _show(_inspect(url, parts))
         _show_quality(url)
-        console.print(f"[dim]{time.monotonic() - started:.0f} s in all; report: {run / 'bundle' / 'report.html'}[/]")
+        console.print(
+            f"[dim]{time.monotonic() - started:.0f} s in all; report: {run / 'bundle' / 'report.html'}; "
+            f"synthetic NG: {run / 'generator' / 'report.html'}[/]",
+            soft_wrap=True,
+        )
         if not leave:
             _serve_on(url)
 

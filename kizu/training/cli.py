@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(_import_app(), name="import")
     app.add_typer(_data_app(), name="data")
     app.command("train")(_train)
+    app.command("synthesize")(_synthesize)
     app.command("evaluate")(_evaluate)
     app.add_typer(bench_app(), name="bench")
 
@@ -179,7 +180,7 @@ def _train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from RUN's checkpoint, if there is one.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a recipe's detector, choose its threshold and export the bundle RUN/bundle.
+    """Train a recipe's generator, if it has one, and its detector; choose the threshold; export the bundle RUN/bundle.
 
     Ctrl-C writes a checkpoint; --resume continues as if nothing had happened. For several GPUs:
     torchrun --nproc-per-node N -m kizu train …
@@ -202,6 +203,47 @@ def _train(
             "metrics": manifest.metrics,
         }
         typer.echo(json.dumps(summary, allow_nan=False))
+
+
+def _synthesize(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run whose recipe has a [generator].")],
+    count: Annotated[int, typer.Option(min=1, help="Images to draw.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder for the images and their manifest.")],
+    defect: Annotated[
+        str | None, typer.Option("--class", metavar="C", help="Defect class; left out: as trained.")
+    ] = None,
+    truncation: Annotated[
+        float, typer.Option(min=0.0, max=1.0, metavar="ψ", help="Below 1, images are more typical and less varied.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next have seed + 1, …")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Draw synthetic NG with a run's generator: PNGs and a manifest that marks each as synthetic.
+
+    An image is a function of run, seed, class and ψ; the manifest's origin column carries run and seed.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"There is no device '{device}'.", "Choose auto, cpu or cuda.")
+    from kizu.training.data.synthetic import write_synthetic
+    from kizu.training.generators.stage import FOLDER
+    from kizu.training.generators.trained import TrainedGenerator
+    from kizu.training.parallel import Processes
+
+    generator = TrainedGenerator.load(run / FOLDER if (run / FOLDER).is_dir() else run)
+    generator.class_numbers(1, defect)
+    generator.network.to(Processes().device(device))
+    with _journal("Drawing NG") as journal:
+        journal.total = count
+        manifest = write_synthetic(
+            out,
+            generator.batches(count, seed=seed, wanted=defect, truncation=truncation),
+            kind=generator.kind,
+            run=generator.run,
+            total=count,
+            progress=journal.progress,
+        )
+    _report(manifest, journal, as_json)
 
 
 def _evaluate(

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from rich.progress import Progress
 
 from kizu.errors import UserError
 from kizu.models.bundle import Bundle, DatasetReference, Session, new_manifest, write_bundle
@@ -36,10 +35,12 @@ from kizu.training.evaluation.evaluate import build_report, score_with_pixels
 from kizu.training.evaluation.scoring import score_rows
 from kizu.training.evaluation.summary import summary_table
 from kizu.training.export import VERDICT_MARGIN, ParityCheck, export_onnx, torch_scorer
+from kizu.training.generators.stage import FOLDER as GENERATOR_FOLDER
+from kizu.training.generators.stage import defect_images, run_generator
 from kizu.training.loop import DetectorMethod, LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
-from kizu.training.recipe import Recipe, find_dataset, read_recipe
+from kizu.training.recipe import GeneratorSection, Recipe, find_dataset, read_recipe
 
 RECIPE_FILE = "recipe.toml"
 SPLITS_FILE = "splits.csv"
@@ -92,11 +93,6 @@ def train(
     """
     processes = Processes()
     recipe = read_recipe(recipe_path)
-    if recipe.generator is not None:
-        raise UserError(
-            f"Unknown generator '{recipe.generator.kind}': this version of Kizu has none.",
-            "Remove the [generator] section from the recipe.",
-        )
     if not resume and (folder / RECIPE_FILE).exists():
         raise UserError(f"{folder} already holds a run.", "Continue it with --resume, or give --out a new folder.")
     with _owning(folder) if processes.is_main else nullcontext():
@@ -118,8 +114,11 @@ def _train(
         run = _open_run(recipe, recipe_path, folder, log)
         if processes.is_main:
             _describe(run, recipe_path)
+        # Made first: a slip in [detector] must not show after hours of [generator].
         torch.manual_seed(recipe.seed)
         method = create_detector(recipe.image.geometry, recipe.detector)
+        if recipe.generator is not None:
+            _synthesise(run, method, recipe.generator, recipe_path.parent, processes, device, resume, log, settings)
         _fit(run, method, processes, device, resume, log, settings)
         return _finish(run, method, log) if processes.is_main else None
     finally:
@@ -146,7 +145,7 @@ def _owning(folder: Path) -> Iterator[None]:
 def _open_run(recipe: Recipe, recipe_path: Path, folder: Path, log: RunLog) -> Run:
     manifest = Manifest.read(find_dataset(recipe, recipe_path))
     splits = assign_splits(manifest, recipe.seed, recipe.splits.fractions)
-    with _progress(log, "reading data", len(manifest)) as advance:
+    with log.bar("reading data", len(manifest)) as advance:
         fingerprint = manifest.fingerprint(advance)
     return Run(recipe, manifest, splits, fingerprint, folder)
 
@@ -155,6 +154,39 @@ def _describe(run: Run, recipe_path: Path) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     write_splits(run.folder / SPLITS_FILE, run.splits)
     (run.folder / RECIPE_FILE).write_bytes(recipe_path.read_bytes())
+
+
+def _synthesise(
+    run: Run,
+    method: DetectorMethod,
+    section: GeneratorSection,
+    beside: Path,
+    processes: Processes,
+    device: str,
+    resume: bool,
+    log: RunLog,
+    settings: LoopSettings | None,
+) -> None:
+    images = defect_images(run.manifest, run.splits.train, section, run.recipe.image)
+    drawn = run_generator(
+        section,
+        images,
+        run.folder,
+        name=run.recipe.name,
+        seed=run.recipe.seed,
+        beside=beside,
+        log=log,
+        processes=processes,
+        device=device,
+        resume=resume,
+        settings=settings,
+    )
+    if drawn is not None:
+        log.say(
+            f"{len(drawn)} synthetic NG: {drawn.root}\nhow they look: {run.folder / GENERATOR_FOLDER / 'report.html'}"
+        )
+        if not method.learns_from_ng:
+            log.say(f"{run.recipe.detector.kind} learns from OK parts alone: the synthetic NG do not change it")
 
 
 def _fit(
@@ -170,7 +202,7 @@ def _fit(
     section = run.recipe.detector
     rows = [row for row in run.splits.train if row.label == OK or (method.learns_from_ng and row.label == NG)]
     log.say(f"{section.kind} ({section.preset}) on {len(rows)} images, {chosen}")
-    with _progress(log, "preparing images", len(rows)) as advance:
+    with log.bar("preparing images", len(rows)) as advance:
         images = training_tensor(run.manifest, rows, run.recipe.image.geometry, advance)
     method.networks.to(chosen)
     if chosen.type == "cuda":
@@ -204,7 +236,7 @@ def _finish(run: Run, method: DetectorMethod, log: RunLog) -> Bundle:
     operating_point, heatmap_range = _calibrate(run, run.calibration(method), check, log)
     parity = check.result(operating_point)
     rows = [row for row in run.splits.test if row.label]  # none is synthetic: those are always in train
-    with _progress(log, "testing", len(rows)) as advance:
+    with log.bar("testing", len(rows)) as advance:
         scored, pixels = score_with_pixels(session.score, geometry, run.manifest, rows, progress=_to(advance))
     metrics = compute_metrics(scored, operating_point, pixels=pixels)
     manifest = new_manifest(
@@ -243,7 +275,7 @@ def _calibrate(
         extremes.append((float(np.median(heatmap)), float(heatmap.max())))
 
     geometry = run.recipe.image.geometry
-    with _progress(log, "calibrating", len(rows)) as advance:
+    with log.bar("calibrating", len(rows)) as advance:
         scored = score_rows(check.score, geometry, run.manifest, rows, progress=_to(advance), on_heatmap=note)
     operating_point = choose_operating_point(
         scored.ng,
@@ -257,14 +289,6 @@ def _calibrate(
     )
     cold, hot = np.median([low for low, _ in extremes]), np.quantile([high for _, high in extremes], 0.95)
     return operating_point, (float(cold), float(hot))
-
-
-@contextmanager
-def _progress(log: RunLog, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar; yields the function that is told how many more are done."""
-    with Progress(console=log.console, transient=True, disable=not log.console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda more: progress.advance(task, more)
 
 
 def _to(advance: Callable[[int], None]) -> Callable[[int, int], None]:

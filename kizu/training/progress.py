@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,17 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def beneath(self, name: str) -> RunLog:
+        """A log for a part of the run with a folder of its own, as quiet as this one."""
+        return RunLog(self.folder / name if self.folder is not None else None, quiet=self.console.quiet)
+
+    @contextmanager
+    def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A progress bar for what is no training; yields the function that is told how many more are done."""
+        with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda more: progress.advance(task, more)
 
     @contextmanager
     def stage(self, name: str, steps: int, done: int) -> Iterator[StageProgress]:

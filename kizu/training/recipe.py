@@ -63,6 +63,8 @@ class GeneratorSection(_Section):
     """Synthetic NG to make."""
     truncation: float = Field(default=1.0, ge=0, le=1)
     """ψ: below 1, images are more typical and less varied."""
+    size: Pixels | tuple[Pixels, Pixels] | None = None
+    """Pixels of the images that it draws; left out: the detector's."""
     crop: int | None = Field(default=None, ge=16)
     """Side of the window around each defect in source pixels; left out: the detector's tile, or its size."""
     context: float = Field(default=0.1, ge=0)
@@ -91,6 +93,11 @@ class GeneratorSection(_Section):
     """How often in the run the images are measured."""
     options: dict[str, bool | int | float | str] = {}
     """Fields of the method's own configuration, for instance `latent`, `r1` or `loss`."""
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Height and width of `size`."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 class DetectorSection(_Section):

@@ -28,6 +28,7 @@ def bench_app() -> typer.Typer:
         """Keeps `ganomaly` a subcommand of its own while it is the only one."""
 
     group.command("ganomaly")(_ganomaly)
+    group.command("limited")(_limited)
     return group
 
 
@@ -107,6 +108,85 @@ def _ganomaly(
         shown.print(table)
     for line in headline(result["figures"]):
         shown.print(line, markup=False)
+
+
+def _limited(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A manifest folder whose NG have boxes or masks.")],
+    size: Annotated[int, typer.Option(min=32, max=1024, help="Pixels of the crops' side.")] = 32,
+    crop: Annotated[int, typer.Option(min=16, help="Source pixels of the crops' side.")] = 64,
+    channels: Annotated[int, typer.Option(min=1, max=3, help="1 or 3.")] = 1,
+    preset: Annotated[str, typer.Option(help="Of the networks.")] = "demo",
+    kimg: Annotated[float, typer.Option(help="Thousands of real images shown to each discriminator.")] = 20.0,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images per update.")] = 16,
+    ada_kimg: Annotated[float, typer.Option(help="Thousands of images in which p may go from 0 to 1.")] = 10.0,
+    measurements: Annotated[int, typer.Option(min=1, help="Points of each curve.")] = 5,
+    count: Annotated[
+        list[int] | None,
+        typer.Option(help="Training crops of an arm, 0 for all; several times. Left out: 100, 500, 0."),
+    ] = None,
+    augment: Annotated[
+        list[str] | None, typer.Option(help="ada, diffaugment or none; several times. Left out: each.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each arm, with seed 0, 1, …")] = 1,
+    parallel: Annotated[int | None, typer.Option(min=1, help="Arms at a time; one per usable core if omitted.")] = None,
+    inception: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Inception weights for KID and FID; else features learned here.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Arms, pictures and result.json; arms that are done stay.")
+    ] = Path("var/bench/limited"),
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.md", help="Write a Markdown page here, pictures in a folder beside."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout, nothing else.")] = False,
+) -> None:
+    """How few NG images StyleGAN2-ADA can learn from: KID against budget, with ADA, with DiffAugment, with neither."""
+    from kizu.training.bench import limited
+
+    if channels not in (1, 3):
+        raise UserError(f"{channels} channels are neither grey nor RGB.", "Choose --channels 1 or 3.")
+    defaults = limited.Settings()
+    augment = augment or list(defaults.augment)
+    if unknown := set(augment) - {"ada", "diffaugment", "none"}:
+        raise UserError(f"Unknown augmentation {', '.join(sorted(unknown))}.", "Choose ada, diffaugment or none.")
+    from kizu.training.bench.environment import current_environment, usable_cores
+    from kizu.training.bench.limited_report import write_report
+    from kizu.training.data.manifest import Manifest
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    at_once = parallel or usable_cores()
+    settings = limited.Settings(
+        size=size,
+        crop=crop,
+        channels=channels,
+        preset=preset,
+        kimg=kimg,
+        batch_size=batch_size,
+        ada_kimg=ada_kimg,
+        measurements=measurements,
+        counts=tuple(count or defaults.counts),
+        augment=tuple(augment),
+        seeds=tuple(range(seeds)),
+        threads=max(1, usable_cores() // at_once),
+        parallel=at_once,
+        inception=str(inception) if inception else None,
+    )
+    facts = current_environment().as_dict()
+    data, arms = limited.run(Manifest.read(dataset), settings, out, lambda text: console.print(text, markup=False))
+    result = {
+        "benchmark": "limited",
+        "command": limited.command_line(dataset.resolve().name, settings),
+        "environment": facts,
+        "settings": dataclasses.asdict(settings),
+        "facts": data,
+        "arms": arms,
+    }
+    (out / RESULT_FILE).write_text(json.dumps(result, allow_nan=False, indent=1), encoding="utf-8")
+    if report is not None:
+        write_report(result, out, report)
+    if as_json:
+        typer.echo(json.dumps(result, allow_nan=False))
 
 
 def result_of(

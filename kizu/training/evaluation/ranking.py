@@ -25,7 +25,7 @@ _BLOCK = 2_000_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure in [0, 1] with its two-sided interval at `confidence` and the method that gave the interval."""
+    """A figure with its two-sided interval at `confidence` and the method that gave the interval."""
 
     value: float
     lower: float

@@ -1,0 +1,344 @@
+"""How a StyleGAN2-ADA trains (networks: `kizu.models.stylegan2`).
+
+Karras et al., "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020 (ADA) on "Analyzing and
+Improving the Image Quality of StyleGAN", CVPR 2020. Other losses, penalties, priors and augmentations are options.
+
+Notable here:
+- Four phases: G, its path-length penalty in every 4th step, D, its R1 penalty in every 16th; optimisers make up for the
+  steps that a lazy penalty leaves out (CVPR paper, appendix B).
+- D never sees an image without augmentation, real or fake, whoever's turn it is, R1 included.
+- What adapts (p, mean path length, mean w) lives in buffers: on the device, in the checkpoint, and never waited for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim import Adam
+
+from kizu.models.stylegan2 import Discriminator, Generator, StyleGAN2Config, mix
+from kizu.training.augment.ada import AdaAugment, AugmentConfig
+from kizu.training.augment.controller import AdaController
+from kizu.training.augment.diffaugment import DiffAugment
+from kizu.training.consistency import Consistency
+from kizu.training.data.batches import Batch
+from kizu.training.loop import Ema, Losses, Phase, Stage
+from kizu.training.losses import ADVERSARIAL
+from kizu.training.penalties import PathLength, gradient_penalty, r1_penalty, spectral_normalised
+from kizu.training.priors import BourgainPrior, Prior, make_prior
+
+BETAS = (0.0, 0.99)
+CRITIC_PENALTY = 10.0
+"""λ of Gulrajani et al. 2017, for the loss `wgan-gp`."""
+BOURGAIN_WEIGHT = 0.1
+"""Of the distance term (Xiao et al. 2018)."""
+
+
+@dataclass(frozen=True)
+class StyleGAN2ADAConfig:
+    """How it trains; whatever is None follows the image size and the batch, as in the paper's code."""
+
+    batch_size: int = 32
+    learning_rate: float = 0.0025
+    discriminator_learning_rate: float | None = None
+    """None: the generator's."""
+    loss: str = "non-saturating"
+    """Or `hinge`, `lsgan`, `wgan-gp`."""
+    critic_updates: int = 1
+    """Updates of D for each one of G."""
+    r1: float | None = None
+    """γ; None: 0.0002 · pixels / batch; 0: no R1."""
+    r1_every: int = 16
+    path_length: float = 2.0
+    """Weight of the path-length penalty; 0: none."""
+    path_length_every: int = 4
+    style_mixing: float = 0.9
+    """Probability that an image has the styles of two z."""
+    ema_kimg: float | None = None
+    """Half-life of the generator's average; None: batch · 10 / 32."""
+    ema_ramp_up: float | None = 0.05
+    """Half-life ≤ this share of the images seen so far; None after a transfer."""
+    augment: str = "ada"
+    """Or `diffaugment`, `none`."""
+    ada_target: float = 0.6
+    ada_kimg: float = 500.0
+    """Thousands of images in which p may go from 0 to 1; 100 after a transfer."""
+    ada_heuristic: str = "r_t"
+    """Or `r_v`, with a part of the reals held out."""
+    ada_start: float = 0.0
+    """p in the beginning."""
+    ada_limit: float = 0.8
+    """p never exceeds this: beyond, augmentations show in the images (section 2.2)."""
+    spectral_norm: bool = False
+    """Spectral normalisation of D (Miyato et al. 2018)."""
+    consistency: str = "none"
+    """Or `cr`, `bcr`, `zcr`, `icr`."""
+    prior: str = "normal"
+    """Or `truncated`, `bourgain`."""
+    freeze: int = 0
+    """Layers of D, from the image on, that do not train (Freeze-D, Mo et al. 2020)."""
+    compile: bool = False
+    """torch.compile what is not differentiated twice; on CUDA only."""
+
+    def __post_init__(self) -> None:
+        choices = {
+            "loss": ("non-saturating", "hinge", "lsgan", "wgan-gp"),
+            "augment": ("ada", "diffaugment", "none"),
+            "ada_heuristic": ("r_t", "r_v"),
+            "consistency": ("none", "cr", "bcr", "zcr", "icr"),
+            "prior": ("normal", "truncated", "bourgain"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.loss == "wgan-gp" and self.spectral_norm:
+            raise ValueError("wgan-gp and spectral_norm both bound D's slope; choose one")
+
+    def gamma(self, pixels: int) -> float:
+        """γ of R1 for images of this many pixels."""
+        return 0.0002 * pixels / self.batch_size if self.r1 is None else self.r1
+
+    def decay(self, step: int) -> float:
+        """β of the generator's average after so many steps."""
+        half_life = 1000 * (self.batch_size * 10 / 32 if self.ema_kimg is None else self.ema_kimg)
+        if self.ema_ramp_up is not None:
+            half_life = min(half_life, self.ema_ramp_up * (step + 1) * self.batch_size)
+        return 0.5 ** (self.batch_size / max(half_life, 1e-8))
+
+
+class StyleGAN2ADAMethod:
+    """G against D for `kimg` thousand real images.
+
+    Args:
+        shape: of the networks.
+        config: how they train.
+        augmentations: which transformations ADA may draw.
+        kimg: thousands of real images shown to D.
+        labels: class numbers of the training images, int64 [M]; fakes get classes as often as these have them.
+        images: the training images, uint8 [M, C, H, W]; only the Bourgain prior looks at them.
+        held_out: real images that D never trains on, for `r_v`.
+        reduce: averages a tensor over processes.
+    """
+
+    def __init__(
+        self,
+        shape: StyleGAN2Config,
+        config: StyleGAN2ADAConfig,
+        augmentations: AugmentConfig,
+        kimg: float,
+        labels: Tensor,
+        *,
+        images: Tensor | None = None,
+        held_out: Batch | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+        seed: int = 0,
+    ):
+        self.shape, self.config, self.kimg = shape, config, kimg
+        self.generator, self.discriminator = Generator(shape), Discriminator(shape)
+        if config.spectral_norm:
+            spectral_normalised(self.discriminator)
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.ada = AdaController(
+            target=config.ada_target,
+            speed_kimg=config.ada_kimg,
+            initial_p=min(config.ada_start, config.ada_limit),
+            max_p=config.ada_limit,
+            heuristic=config.ada_heuristic,
+            reduce=reduce,
+        )
+        self.path_length = PathLength(reduce=reduce)
+        centres = images.float() / 127.5 - 1 if images is not None and config.prior == "bourgain" else None
+        self.prior: Prior = make_prior(cast(Any, config.prior), shape.latent, images=centres, seed=seed)
+        parts = {"G": self.generator, "D": self.discriminator, "ada": self.ada, "path_length": self.path_length}
+        if isinstance(self.prior, nn.Module):
+            parts["prior"] = self.prior
+        self.networks = nn.ModuleDict(parts)
+        # Convolutions and low-pass filters over channels-last memory are the faster ones, on CPU as on CUDA.
+        for network in (self.generator, self.discriminator, self.average):
+            network.to(memory_format=torch.channels_last)
+        self.labels = labels
+        self.held_out = held_out
+        self.measure: Callable[[int], dict[str, float]] | None = None
+        self.measurements = 0
+        self._augment = AdaAugment(augmentations, shape.channels)
+        self._diffaugment = DiffAugment()
+        self._consistency = Consistency(cast(Any, config.consistency))
+        self._shift = DiffAugment(("translation",))
+        loss = "wasserstein" if config.loss == "wgan-gp" else config.loss
+        self._adversarial = ADVERSARIAL[loss]
+        self._fixed_z = torch.randn(32, shape.latent, generator=torch.Generator().manual_seed(0))
+        self._synthesise: Callable[..., Tensor] = self.generator.synthesis
+        self._judge: Callable[..., Tensor] = self.discriminator
+
+    @property
+    def steps(self) -> int:
+        """Steps that show D `kimg` thousand real images."""
+        return max(1, round(1000 * self.kimg / (self.config.batch_size * self.config.critic_updates)))
+
+    def stages(self, images: int) -> list[Stage]:
+        """One stage."""
+        del images
+        config = self.config
+        trained = nn.ModuleList(list(self.discriminator.layers())[config.freeze :])
+        pixels = self.shape.height * self.shape.width
+        gamma = config.gamma(pixels) if config.loss != "wgan-gp" else 0.0
+        rate = config.learning_rate
+        g_every = config.path_length_every if config.path_length else 0
+        d_every = config.r1_every if gamma else 0
+        g_optimizer = _lazy_adam(self.generator, rate, g_every)
+        d_optimizer = _lazy_adam(trained, config.discriminator_learning_rate or rate, d_every)
+        phases = [Phase("G", self.generator, g_optimizer, self._generator_losses)]
+        if g_every:
+            phases.append(Phase("G-path", self.generator, g_optimizer, self._path_losses, every=g_every))
+        phases.append(Phase("D", trained, d_optimizer, self._discriminator_losses, repeats=config.critic_updates))
+        if d_every:
+            phases.append(Phase("D-r1", trained, d_optimizer, self._r1_losses, every=d_every))
+        if config.compile and next(self.generator.parameters()).is_cuda:
+            self._synthesise = torch.compile(self.generator.synthesis)
+            self._judge = torch.compile(self.discriminator)
+        return [
+            Stage(
+                "stylegan2-ada",
+                self.steps,
+                phases,
+                averages=[Ema(self.generator, self.average, config.decay, ramp_up=False)],
+                problem=self._collapse,
+                measure=self.measure,
+                measure_every=max(1, -(-self.steps // max(1, self.measurements))),
+            )
+        ]
+
+    def samples(self, images: Tensor) -> Tensor:
+        """24 images of the averaged generator, then 8 training images."""
+        z = self._fixed_z[:24].to(images.device)
+        classes = torch.arange(24, device=images.device) % max(1, self.shape.classes)
+        return torch.cat([self.average(z, classes, noise="const").float(), images])
+
+    def _fake_classes(self, n: int) -> Tensor:
+        labels = self.labels
+        return labels[torch.randint(0, len(labels), (n,), device=labels.device)]
+
+    def _fakes(self, n: int, device: torch.device, synthesise: Callable[..., Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Images [n, C, H, W], the w that made them, their classes and z."""
+        z, classes = self.prior.sample(n, device), self._fake_classes(n)
+        ws = self.generator.styles(self.generator.mapping(z, classes, track=True))
+        if self.config.style_mixing and self.shape.layers > 1:
+            other = self.generator.styles(self.generator.mapping(self.prior.sample(n, device), classes))
+            ws = mix(ws, other, self.config.style_mixing)
+        return synthesise(ws), classes, z
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        if self.config.augment == "ada":
+            return self._augment(images, self.ada.p)
+        return self._diffaugment(images) if self.config.augment == "diffaugment" else images
+
+    def _shared_weights(self) -> AbstractContextManager[None]:
+        """One power iteration per update, however often D is called in it."""
+        return parametrize.cached() if self.config.spectral_norm else nullcontext()
+
+    def _generator_losses(self, batch: Batch) -> Losses:
+        fake, classes, z = self._fakes(len(batch.images), batch.images.device, self._synthesise)
+        self._last_fake = fake.detach()
+        with self._shared_weights():
+            logits = self._judge(self._augmented(fake), classes)
+        losses = {"adversarial": self._adversarial.generator(logits)}
+        if self._consistency.needs_near:
+            losses["consistency"] = self._consistency.generator_term(*self._neighbours(z, classes))
+        if isinstance(self.prior, BourgainPrior):
+            half = len(z) // 2
+            pair = self.generator(z[: 2 * half], classes[: 2 * half])
+            distance = self.prior.distance_loss(z[:half], z[half : 2 * half], pair[:half], pair[half:])
+            losses["distance"] = BOURGAIN_WEIGHT * distance
+        return {"total": torch.stack(list(losses.values())).sum(), **losses}
+
+    def _path_losses(self, batch: Batch) -> Losses:
+        n = max(1, len(batch.images) // 2)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            z, classes = self.prior.sample(n, batch.images.device), self._fake_classes(n)
+            ws = self.generator.styles(self.generator.mapping(z, classes))
+            if self.config.style_mixing:
+                other = self.generator.styles(self.generator.mapping(self.prior.sample(n, ws.device), classes))
+                ws = mix(ws, other, self.config.style_mixing)
+            penalty = self.path_length(self.generator.synthesis(ws), ws)
+        weight = self.config.path_length * self.config.path_length_every
+        return {"total": weight * penalty, "path_length": self.path_length.mean}
+
+    def _discriminator_losses(self, batch: Batch) -> Losses:
+        real, labels = batch
+        with torch.no_grad():
+            fake, classes, z = self._fakes(len(real), real.device, self._synthesise)
+        with self._shared_weights():
+            fake_logits = self._judge(self._augmented(fake), classes)
+            real_logits = self._judge(self._augmented(real), labels)
+            losses = {"adversarial": self._adversarial.discriminator(real_logits, fake_logits)}
+            if self.config.loss == "wgan-gp":
+                slope = gradient_penalty(lambda x: self.discriminator(self._augmented(x), labels), real, fake)
+                losses["penalty"] = CRITIC_PENALTY * slope
+            if self.config.consistency != "none":
+                losses["consistency"] = self._consistency_losses(real, labels, fake, classes, z)
+            self._adapt(real_logits, fake_logits)
+        figures = {"real": real_logits.mean(), "fake": fake_logits.mean(), "p": self.ada.p, "r": self.ada.r}
+        return {"total": torch.stack(list(losses.values())).sum(), **losses, **figures}
+
+    def _consistency_losses(self, real: Tensor, labels: Tensor, fake: Tensor, classes: Tensor, z: Tensor) -> Tensor:
+        """On D as it is, without the augmentation that trains it."""
+        near = None
+        if self._consistency.needs_near:
+            with torch.no_grad():
+                fake, near = self._neighbours(z, classes)
+        return self._consistency.discriminator_term(
+            lambda images: self.discriminator(images, labels),
+            self._shift,
+            real,
+            fake,
+            near,
+            real_logits=self.discriminator(real, labels),
+            fake_logits=self.discriminator(fake, classes),
+            of_fakes=lambda images: self.discriminator(images, classes),
+        )
+
+    def _neighbours(self, z: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """G(z) and G(z + δ), of the same noise maps and without style mixing: only z tells them apart."""
+        near = self._consistency.near(z)
+        return self.generator(z, classes, noise="const"), self.generator(near, classes, noise="const")
+
+    def _adapt(self, real_logits: Tensor, fake_logits: Tensor) -> None:
+        if self.config.augment != "ada":
+            return
+        if self.config.ada_heuristic == "r_t":
+            self.ada.observe(real_logits)
+        elif self.held_out is not None:
+            n = len(real_logits)
+            chosen = torch.randint(0, len(self.held_out.images), (n,), device=real_logits.device)
+            with torch.no_grad():
+                held_out = self._augmented(self.held_out.images[chosen])
+                unseen = self.discriminator(held_out, self.held_out.labels[chosen])
+            self.ada.observe_validation(real_logits, unseen, fake_logits)
+        self.ada.update(self.config.batch_size)
+
+    def _r1_losses(self, batch: Batch) -> Losses:
+        pixels = self.shape.height * self.shape.width
+        with self._shared_weights():
+            penalty, logits = r1_penalty(
+                lambda x: self.discriminator(self._augmented(x), batch.labels), batch.images, self.config.gamma(pixels)
+            )
+        if self.config.augment == "ada" and self.config.ada_heuristic == "r_t":
+            self.ada.observe(logits)
+        return {"total": self.config.r1_every * penalty, "r1": penalty}
+
+    def _collapse(self) -> str | None:
+        spread = self._last_fake.float().std(0).mean().item()
+        return "the generator makes one image from every noise" if spread < 1e-4 else None
+
+
+def _lazy_adam(module: nn.Module, rate: float, every: int) -> Adam:
+    """Adam whose rate and moments are those of `every` steps out of `every` + 1 (CVPR paper, appendix B)."""
+    c = every / (every + 1) if every else 1.0
+    return Adam(module.parameters(), rate * c, (BETAS[0] ** c, BETAS[1] ** c), eps=1e-8)
