@@ -140,3 +140,9 @@ def tile_grid(images: Tensor, columns: int) -> np.ndarray:
         row, column = divmod(i, columns)
         grid[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
     return grid
+
+
+def save_grid(images: Tensor, path: Path, columns: int) -> None:
+    """uint8 [N, C, H, W] as one PNG, grey where the images are."""
+    grid = Image.fromarray(tile_grid(images.float() / 127.5 - 1, columns))
+    grid.convert("L" if images.shape[1] == 1 else "RGB").save(path, optimize=True)

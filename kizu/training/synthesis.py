@@ -132,6 +132,7 @@ class GeneratorJob:
             len(images.classes) if images.conditional else 0,
         )
         device = self.processes.device(self.device)
+        self.folder.mkdir(parents=True, exist_ok=True)
         training, held_out = self._held_out(config, device)
         torch.manual_seed(self.seed)
         method = self._method(shape, config, augmentations, training, held_out, device)
@@ -168,7 +169,18 @@ class GeneratorJob:
             return images, None
         order = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(self.seed))
         count = max(1, round(HELD_OUT * len(order)))
-        kept, apart = order[count:].sort().values, order[:count]
+        left = images.labels.bincount()
+        chosen = torch.zeros(len(order), dtype=torch.bool)
+        for place in order.tolist():
+            if chosen.sum() < count and left[images.labels[place]] > 1:  # a class keeps its last image to train on
+                chosen[place] = True
+                left[images.labels[place]] -= 1
+        if not chosen.any():
+            raise UserError(
+                "There are too few NG images to hold any out for the heuristic r_v.",
+                'Collect more, or leave ada_heuristic at "r_t".',
+            )
+        kept, apart = (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
         batch = Batch((images.pixels[apart].to(device, torch.float32) / 127.5 - 1), images.labels[apart].to(device))
         return DefectImages(
             images.pixels[kept], images.labels[kept], images.classes, images.counts, images.conditional
@@ -208,7 +220,7 @@ class GeneratorJob:
 
     def _measure(self, method: StyleGAN2ADAMethod) -> Callable[[int], dict[str, float]]:
         """What writes a line of `metrics.jsonl` and gives the figures to log."""
-        extractor = self.extractor or self._extractor()
+        extractor = self.measure_with()
         reference = self.images.pixels if self.reference is None else self.reference
         count = min(MEASURED, max(200, len(reference)))
 
@@ -223,13 +235,23 @@ class GeneratorJob:
 
         return measure
 
-    def _extractor(self) -> FeatureExtractor:
+    def measure_with(self) -> FeatureExtractor:
+        """What turns images into the features that are compared; learned at the first call where it has to be.
+
+        Raises:
+            UserError: the file of Inception weights cannot be used.
+        """
+        if self.extractor is not None:
+            return self.extractor
         if self.inception is not None:
             return load_inception(self.inception)
         path = self.folder / EXTRACTOR_FILE
         if not path.exists():
             self.log.say("learning features to measure with: no Inception weights are given")
-            train_extractor(self.images.pixels, seed=self.seed).save(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            train_extractor(self.images.pixels, seed=self.seed).save(temporary)
+            temporary.replace(path)
         return load_extractor(path)
 
     def _record(self, line: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ def bench_app() -> typer.Typer:
         """Keeps `ganomaly` a subcommand of its own while it is the only one."""
 
     group.command("ganomaly")(_ganomaly)
+    group.command("gan")(_gan)
     group.command("limited")(_limited)
     return group
 
@@ -189,6 +190,63 @@ def _limited(
         typer.echo(json.dumps(result, allow_nan=False))
 
 
+def _gan(
+    size: Annotated[list[int] | None, typer.Option(min=16, max=1024, help="Pixels of the side; 64 if omitted.")] = None,
+    preset: Annotated[list[str] | None, typer.Option(help="Widths of the networks; small if omitted.")] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images per update.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Of each, in each repeat.")] = 4,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of either; every usable core if omitted.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    channels: Annotated[int, typer.Option(min=1, max=4, help="Of the images.")] = 1,
+    compile_: Annotated[bool, typer.Option("--compile", help="Compile Kizu's; on the CPU, an idea only.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Of each, in turns.")] = 5,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in processes of their own.")] = True,
+    ideas: Annotated[bool, typer.Option("--ideas", help="Also put single ideas to the test.")] = False,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write a Markdown report here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout, nothing else.")] = False,
+) -> None:
+    """Training of Kizu's StyleGAN2 against the paper's formulas read plainly: same training, other networks, in turns.
+
+    --size and --preset may be given several times. Needs no data. Let nothing else run meanwhile.
+    """
+    from kizu.models.stylegan2 import PRESETS
+    from kizu.training.bench import gan, gan_report
+    from kizu.training.bench.environment import current_environment, usable_cores
+    from kizu.training.bench.report import rich_table
+
+    if unknown := set(preset or ()) - set(PRESETS):
+        raise UserError(f"There is no preset '{min(unknown)}'.", f"Choose from {', '.join(PRESETS)}.")
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    settings = gan.Settings(
+        sizes=tuple(size or [64]),
+        presets=tuple(preset or ["small"]),
+        batch_size=batch_size,
+        steps=steps,
+        threads=threads or usable_cores(),
+        device=_device(device),
+        channels=channels,
+        compile=compile_,
+        repeats=repeats,
+        memory=memory,
+    )
+    result = gan.result_of(
+        settings, current_environment().as_dict(), ideas, lambda text: console.print(text, markup=False)
+    )
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(gan_report.render_markdown(result, _notes_of(gan.__doc__)), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(result, allow_nan=False))
+        return
+    shown = Console(highlight=False)
+    if not shown.is_terminal:
+        shown.width = 160
+    for sheet in gan_report.sheets(result):
+        shown.print(rich_table(sheet))
+    for line in gan_report.headline(result):
+        shown.print(line, markup=False)
+
+
 def result_of(
     name: str, material: Material, settings: Settings, trials: list[Trial], environment: dict[str, Any]
 ) -> dict[str, Any]:
@@ -235,5 +293,8 @@ def _method_notes() -> list[str]:
     """How it was measured, in the words of the module that measures."""
     from kizu.training.bench import ganomaly
 
-    text = (ganomaly.__doc__ or "").partition(":\n- ")[2]
-    return ("- " + text).strip().splitlines()
+    return _notes_of(ganomaly.__doc__)
+
+
+def _notes_of(docstring: str | None) -> list[str]:
+    return ("- " + (docstring or "").partition(":\n- ")[2]).strip().splitlines()

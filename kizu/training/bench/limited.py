@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from kizu.training.data.manifest import Manifest
 from kizu.training.data.splits import assign_splits
 from kizu.training.evaluation.features import FeatureExtractor, load_extractor, load_inception, train_extractor
 from kizu.training.evaluation.kid_fid import real_floor
-from kizu.training.progress import RunLog, tile_grid
+from kizu.training.progress import RunLog, save_grid
 from kizu.training.recipe import GeneratorSection
 from kizu.training.synthesis import DefectImages, GeneratorJob, read_metrics
 
@@ -40,7 +39,7 @@ REFERENCE_FILE = "reference.pt"
 EXTRACTOR_FILE = "features.pt"
 SETTINGS_FILE = "settings.json"
 RESULT_FILE = "arm.json"
-SHOWN = 48
+SHOWN, COLUMNS = 48, 12
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def run_arm(arm: Arm, settings: Settings, folder: Path) -> dict[str, Any]:
         "curve": read_metrics(folder / arm.name),
     }
     shown = torch.cat([made for made, _, _ in generator.batches(SHOWN)])
-    save_grid(shown, folder / arm.name / "samples.png")
+    save_grid(shown, folder / arm.name / "samples.png", COLUMNS)
     done.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
     return result
 
@@ -176,7 +175,7 @@ def run(
     facts = prepare(manifest, settings, folder)
     say(f"{facts['crops']} NG crops; KID of real against real: {facts['floor']['value']:.4f}")
     reference = torch.load(_reference(folder), weights_only=True)["pixels"]
-    save_grid(reference[:SHOWN], folder / "real.png")
+    save_grid(reference[:SHOWN], folder / "real.png", COLUMNS)
     arms = arms_of(settings)
     context = multiprocessing.get_context("spawn")
     results: dict[str, dict[str, Any]] = {}
@@ -192,14 +191,6 @@ def run(
                 f"after {last['kimg']:.0f} kimg, p {last['p']:.2f}, {result['seconds']:.0f} s"
             )
     return facts, [results[arm.name] for arm in arms]
-
-
-def save_grid(images: Tensor, path: Path, columns: int = 12) -> None:
-    """uint8 [N, C, H, W] → a PNG."""
-    from PIL import Image
-
-    grid: np.ndarray = tile_grid(images.float() / 127.5 - 1, columns)
-    Image.fromarray(grid).convert("L" if images.shape[1] == 1 else "RGB").save(path, optimize=True)
 
 
 def command_line(name: str, settings: Settings) -> str:

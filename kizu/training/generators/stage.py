@@ -2,7 +2,7 @@
 
 Notable here:
 - A resumed run trains the generator only if it has to, and does not draw again what it has drawn.
-- What a person looks at is made here as well: a grid, a walk through the latent space, and a report.
+- Paths in a recipe are relative to the recipe first, then to the working directory.
 """
 
 from __future__ import annotations
@@ -11,27 +11,23 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-from torch import Tensor
-
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.training.data.crops import ng_crops
 from kizu.training.data.manifest import FILE as MANIFEST_FILE
 from kizu.training.data.manifest import Manifest, Row
 from kizu.training.data.synthetic import write_synthetic
+from kizu.training.generators.report import write_report
 from kizu.training.generators.trained import FILE as TRAINED_FILE
 from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.loop import LoopSettings
 from kizu.training.parallel import Processes
-from kizu.training.progress import RunLog, tile_grid
+from kizu.training.progress import RunLog
 from kizu.training.recipe import GeneratorSection, ImageSection
-from kizu.training.synthesis import DefectImages, GeneratorJob, interpolation
+from kizu.training.synthesis import DefectImages, GeneratorJob
 
 FOLDER = "generator"
 SYNTHETIC_FOLDER = "synthetic"
-SHOWN = 48
-COLUMNS = 12
 
 
 def defect_images(
@@ -94,28 +90,10 @@ def run_generator(
         if generator is None:
             generator = job.train(resume=resume)
             if processes.is_main:
-                show(generator, job)
+                write_report(generator, job)
         return _draw(generator, section, folder, seed, log) if processes.is_main else None
     finally:
         own.close()
-
-
-def show(generator: TrainedGenerator, job: GeneratorJob) -> None:
-    """Write `grid.png`, `interpolation.png` and `report.html` into the generator's folder."""
-    from kizu.training.generators.report import write_report
-
-    numbers = generator.class_numbers(SHOWN)
-    drawn = generator.images(range(SHOWN), numbers)
-    strip = interpolation(generator)
-    save_picture(drawn, job.folder / "grid.png", COLUMNS)
-    save_picture(strip, job.folder / "interpolation.png", len(strip) // 4)
-    write_report(generator, job, drawn, [generator.name(number) for number in numbers], strip)
-
-
-def save_picture(images: Tensor, path: Path, columns: int) -> None:
-    """uint8 [N, C, H, W] as one PNG."""
-    grid = Image.fromarray(tile_grid(images.float() / 127.5 - 1, columns))
-    grid.convert("L" if images.shape[1] == 1 else "RGB").save(path, optimize=True)
 
 
 def _draw(generator: TrainedGenerator, section: GeneratorSection, folder: Path, seed: int, log: RunLog) -> Manifest:

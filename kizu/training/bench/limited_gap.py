@@ -1,0 +1,100 @@
+"""How far no augmentation falls behind an augmentation in `kizu bench limited`, and whether more so on fewer images.
+
+Notable here:
+- The interval of a gap is approximate: the root of the sum of squares of the half-widths of its KIDs, which counts them
+  as independent although they share the real images. It speaks of the images measured, not of other trainings.
+- Only seeds that trained both arms count.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Arm = dict[str, Any]
+PLAIN = "none"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference of KID with an approximate interval, `half` to either side."""
+
+    value: float
+    half: float
+    seeds: tuple[float, ...]
+    """Of each seed alone; empty for a difference of gaps."""
+
+    def __sub__(self, other: Gap) -> Gap:
+        """Differences of two gaps, as if they were independent."""
+        return Gap(self.value - other.value, math.hypot(self.half, other.half), ())
+
+    def __str__(self) -> str:
+        return f"{self.value:+.4f} [{self.value - self.half:+.4f}, {self.value + self.half:+.4f}]"
+
+
+def gaps_of(arms: Sequence[Arm], augment: str) -> list[tuple[int, Gap]]:
+    """Images and the gap of no augmentation behind `augment`, most images first; only seeds that ran both."""
+    found = []
+    for images, group in by_images(arms):
+        plain, other = by_seed(group, PLAIN), by_seed(group, augment)
+        seeds = [seed for seed in plain if seed in other]
+        if not seeds:
+            continue
+        kids = [(last_line(plain[seed])["kid"], last_line(other[seed])["kid"]) for seed in seeds]
+        differences = tuple(a["value"] - b["value"] for a, b in kids)
+        half = math.hypot(*(_half(kid) for pair in kids for kid in pair)) / len(seeds)
+        found.append((images, Gap(sum(differences) / len(seeds), half, differences)))
+    return found
+
+
+def growth(augment: str, gaps: Sequence[tuple[int, Gap]]) -> str:
+    """Whether the gap grows as images get fewer, in a sentence."""
+    if len(gaps) < 2:
+        return f"Whether the gap to {augment} grows as images get fewer cannot be told from one number of images."
+    steps = [(more, fewer, few - many) for (more, many), (fewer, few) in itertools.pairwise(gaps)]
+    (most, many), (fewest, few) = gaps[0], gaps[-1]
+    whole = f"; in all, {most} → {fewest}: {few - many}" if len(gaps) > 2 else ""
+    told = "; ".join(f"{more} → {fewer}: {step}" for more, fewer, step in steps) + whole
+    if all(step.value > 0 for _, _, step in steps):
+        sure = all(step.value > step.half for _, _, step in steps)
+        verdict = "grows at every step" if sure else "grows at every step, but not beyond the intervals"
+    elif all(step.value <= 0 for _, _, step in steps):
+        verdict = "does NOT grow"
+    else:
+        verdict = "does NOT grow at every step"
+    none = "" if few.value > few.half else f" On {fewest} images it is not told from zero."
+    if few.value <= 0:
+        none = f" On {fewest} images there is NO gap: {augment} is not better than {PLAIN}."
+    return f"As images get fewer, the gap to {augment} {verdict} ({told}).{none}"
+
+
+def by_images(arms: Sequence[Arm]) -> list[tuple[int, list[Arm]]]:
+    """The arms on each number of images, most images first."""
+    counts = sorted({arm["images"] for arm in arms}, reverse=True)
+    return [(count, [arm for arm in arms if arm["images"] == count]) for count in counts]
+
+
+def by_seed(arms: Iterable[Arm], augment: str) -> dict[int, Arm]:
+    return {arm["seed"]: arm for arm in arms if arm["augment"] == augment}
+
+
+def augments_of(arms: Iterable[Arm]) -> list[str]:
+    """As they first come, no augmentation last."""
+    found = list(dict.fromkeys(arm["augment"] for arm in arms))
+    return sorted(found, key=lambda augment: augment == PLAIN)
+
+
+def augmented(arms: Iterable[Arm]) -> list[str]:
+    return [augment for augment in augments_of(arms) if augment != PLAIN]
+
+
+def last_line(arm: Arm) -> dict[str, Any]:
+    line: dict[str, Any] = arm["curve"][-1]
+    return line
+
+
+def _half(kid: dict[str, float]) -> float:
+    return (kid["upper"] - kid["lower"]) / 2
