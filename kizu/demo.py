@@ -38,7 +38,7 @@ count = 200
 measurements = 2
 
 [generator.options]
-ada_kimg = {kimg}
+ada_kimg = 100
 
 [detector]
 kind = "ganomaly"

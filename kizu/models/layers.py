@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+SLOPE = 0.2
+ROOT2 = math.sqrt(2)
 
 
 def pyramid_depth(height: int, width: int, base: int = 4) -> int:
@@ -132,40 +136,70 @@ class EqualizedConv2d(nn.Module):
         self.gain = 1 / math.sqrt(inputs * kernel**2)
         self.kernel, self.down = kernel, down
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, inputs, h, w] → [N, outputs, h, w], or [N, outputs, h/2, w/2]."""
-        weight = self.weight * self.gain
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """[N, inputs, h, w] → `scale` times the result [N, outputs, h, w], or [N, outputs, h/2, w/2]."""
+        weight = self.weight * (self.gain * scale)
+        bias = None if self.bias is None else self.bias * scale
+        if self.kernel == 1:  # where it halves, every other filtered pixel is never looked at
+            # One matrix product; where channels come last, as fast with one channel as with many.
+            pixels = (halve(x) if self.down else x).permute(0, 2, 3, 1)
+            return F.linear(pixels, weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
         if not self.down:
-            return F.conv2d(x, weight, self.bias, padding=self.kernel // 2)
-        if self.kernel == 1:  # every other filtered pixel is never looked at
-            return F.conv2d(halve(x), weight, self.bias)
-        return F.conv2d(low_pass(x, padding=self.kernel // 2 + 1), weight, self.bias, stride=2)
+            return F.conv2d(x, weight, bias, padding=self.kernel // 2)
+        return F.conv2d(low_pass(x, padding=self.kernel // 2 + 1), weight, bias, stride=2)
 
 
 def leaky(x: Tensor) -> Tensor:
     """Leaky ReLU of slope 0.2 that keeps the second moment (gain √2)."""
-    return F.leaky_relu(x, 0.2) * math.sqrt(2)
+    return F.leaky_relu(x, SLOPE) * ROOT2
 
 
-def _binomial(x: Tensor, gain: float) -> Tensor:
-    """The filter [1, 3, 3, 1] in both directions, normalised to sum `gain`, one per channel of x: [C, 1, 4, 4]."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
-    return (gain * taps[:, None] * taps).expand(x.shape[1], 1, 4, 4)
+def bend(x: Tensor) -> Tensor:
+    """Leaky ReLU of slope 0.2 without gain, written over x; `leaky(x)` if x was multiplied by √2 on the way."""
+    return F.leaky_relu_(x, SLOPE)
+
+
+class _LowPass(torch.autograd.Function):
+    """[1, 3, 3, 1] in both directions over each channel, taking every `stride`-th pixel, or its transpose.
+
+    Autograd knows it as a convolution, and would differentiate twice with respect to its constant weights as well.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, sizes: tuple[int, int], stride: int, padding: int, gain: float, transpose: bool
+    ) -> Tensor:
+        """`sizes`: height and width of the result of a transpose; `gain`: what the filter sums to."""
+        ctx.arguments = (x.shape[2:], stride, padding, gain, not transpose)
+        offset = torch.arange(-3, 4, 2, device=x.device, dtype=x.dtype)
+        taps = (3.25 - offset.square() / 4) / 8
+        kernel = (gain * taps[:, None] * taps).expand(x.shape[1], 1, 4, 4)
+        if not transpose:
+            return F.conv2d(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
+        if stride == 1:  # symmetric: its own transpose, but for the border
+            return F.conv2d(x, kernel, padding=3 - padding, groups=x.shape[1])
+        extra = [size - (side - 1) * stride + 2 * padding - 4 for size, side in zip(sizes, x.shape[2:], strict=True)]
+        return F.conv_transpose2d(x, kernel, stride=stride, padding=padding, output_padding=extra, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """The transpose."""
+        return _LowPass.apply(gradients[0], *ctx.arguments), None, None, None, None, None
 
 
 def low_pass(x: Tensor, *, padding: int, gain: float = 1.0) -> Tensor:
     """[N, C, h, w] filtered by [1, 3, 3, 1] between `padding` zeros on each side: 2·padding − 3 pixels more."""
-    return F.conv2d(x, _binomial(x, gain), padding=padding, groups=x.shape[1])
+    return _LowPass.apply(x, (0, 0), 1, padding, gain, False)
 
 
 def halve(x: Tensor) -> Tensor:
     """[N, C, h, w] → [N, C, h/2, w/2], low-passed by [1, 3, 3, 1]."""
-    return F.conv2d(x, _binomial(x, 1.0), stride=2, padding=1, groups=x.shape[1])
+    return _LowPass.apply(x, (0, 0), 2, 1, 1.0, False)
 
 
 def double(x: Tensor) -> Tensor:
     """[N, C, h, w] → [N, C, h·2, w·2], interpolated by [1, 3, 3, 1] (gain 4, for the zeros that it fills)."""
-    return F.conv_transpose2d(x, _binomial(x, 4.0), stride=2, padding=1, groups=x.shape[1])
+    return _LowPass.apply(x, (2 * x.shape[2], 2 * x.shape[3]), 2, 1, 4.0, True)
 
 
 class MinibatchStd(nn.Module):

@@ -8,7 +8,8 @@ Notable here:
   weight serves the batch; the paper's per-image weights would need a grouped convolution.
 - Any size from 16 px, any aspect, any number of channels: the constant that everything grows from has the aspect, and
   what is over at the bottom and right is cropped from fakes and padded to real images.
-- Minibatch statistics, the discriminator's last layers and the sum of the RGB outputs stay in fp32 under autocast.
+- Demodulation, minibatch statistics, the discriminator's last layers and the sum of the RGB outputs stay in fp32 under
+  autocast.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kizu.models.layers import (
+    ROOT2,
+    SLOPE,
     EqualizedConv2d,
     EqualizedLinear,
     MinibatchStd,
+    bend,
     double,
     leaky,
     low_pass,
@@ -54,6 +58,9 @@ class StyleGAN2Config:
     """Images per group of the minibatch standard deviation."""
 
     def __post_init__(self) -> None:
+        for name in ("channels", "latent", "capacity", "max_channels", "group"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if min(self.height, self.width) < 16:
             raise ValueError(f"images of {self.width}×{self.height} pixels are smaller than 16")
 
@@ -79,7 +86,7 @@ class StyleGAN2Config:
 
 
 PRESETS: dict[str, dict[str, int]] = {
-    "demo": {"latent": 64, "mapping_layers": 2, "capacity": 1024, "max_channels": 64},
+    "demo": {"latent": 32, "mapping_layers": 2, "capacity": 512, "max_channels": 32},
     "small": {"latent": 256, "mapping_layers": 4, "capacity": 4096, "max_channels": 128},
     "paper256": {"capacity": 16384},
     "paper512": {"capacity": 32768},
@@ -149,16 +156,18 @@ class ModulatedConv(nn.Module):
     def forward(self, x: Tensor, w: Tensor, noise: Noise = "random") -> Tensor:
         """[N, inputs, h, w], w [N, latent] → [N, outputs, h, w], or twice the size."""
         s = self.style(w.to(x.dtype)).float()
-        d = (s.square() @ self.weight.square().sum((2, 3)).T + 1e-8).rsqrt()
+        with torch.autocast(x.device.type, enabled=False):
+            d = (s.square() @ self.weight.square().sum((2, 3)).T + 1e-8).rsqrt()
         y = x * s[:, :, None, None].to(x.dtype)
         if self.up:
             y = low_pass(F.conv_transpose2d(y, self.weight.transpose(0, 1), stride=2), padding=1, gain=4.0)
         else:
             y = F.conv2d(y, self.weight, padding=1)
-        y = y * d[:, :, None, None].to(y.dtype)
-        return leaky(y + self._noise(y, noise) + self.bias[:, None, None].to(y.dtype))
+        # Every summand carries the activation's gain.
+        y = (y * (d * ROOT2)[:, :, None, None].to(y.dtype)).add_((self.bias * ROOT2)[:, None, None].to(y.dtype))
+        return bend(self._add_noise(y, noise))
 
-    def _noise(self, y: Tensor, noise: Noise) -> Tensor | float:
+    def _add_noise(self, y: Tensor, noise: Noise) -> Tensor:
         size = (1, *y.shape[2:])
         if not isinstance(noise, str):
             drawn = torch.stack([torch.randn(size, generator=generator) for generator in noise]).to(y.device)
@@ -167,10 +176,10 @@ class ModulatedConv(nn.Module):
         elif noise == "const":
             drawn = self.fixed_noise
         elif noise == "none":
-            return 0.0
+            return y
         else:
             raise ValueError(f"noise must be 'random', 'const', 'none' or generators, not {noise!r}")
-        return (self.strength * drawn).to(y.dtype)
+        return y.add_((self.strength * ROOT2 * drawn).to(y.dtype))
 
 
 class ToImage(nn.Module):
@@ -186,7 +195,10 @@ class ToImage(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """[N, inputs, h, w], w [N, latent] → [N, C, h, w] in fp32."""
         s = self.style(w.to(x.dtype)).to(x.dtype) * self.gain
-        return F.conv2d(x * s[:, :, None, None], self.weight).float() + self.bias[:, None, None]
+        # A matrix for each image: the modulated x, as large as x, need not be written down.
+        y = x.permute(0, 2, 3, 1).flatten(1, 2) @ (self.weight[:, :, 0, 0] * s[:, None]).transpose(1, 2)
+        y = (y.float() + self.bias).view(len(x), *x.shape[2:], -1)
+        return y.permute(0, 3, 1, 2)
 
 
 class Synthesis(nn.Module):
@@ -214,7 +226,9 @@ class Synthesis(nn.Module):
         for level in range(1, len(self.to_image)):
             x = self.convs[2 * level - 1](x, ws[:, 2 * level - 1], noise)
             x = self.convs[2 * level](x, ws[:, 2 * level], noise)
-            image = double(image) + self.to_image[level](x, ws[:, 2 * level + 1])
+            with torch.autocast(x.device.type, enabled=False):
+                image = double(image)
+            image = image + self.to_image[level](x, ws[:, 2 * level + 1])
         return image[:, :, : self.config.height, : self.config.width]
 
 
@@ -265,8 +279,9 @@ class ResidualDown(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs, h, w] → [N, outputs, h/2, w/2]."""
-        y = leaky(self.conv2(leaky(self.conv1(x))))
-        return (y + self.shortcut(x)) * math.sqrt(0.5)
+        # √½ of the sum and √2 of the activations are taken by the convolutions.
+        y = bend(self.conv2(bend(self.conv1(x, ROOT2))))
+        return y + self.shortcut(x, 1 / ROOT2)
 
 
 class Verdict(nn.Module):
@@ -282,7 +297,7 @@ class Verdict(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, features, h, w] → [N, outputs], in fp32."""
         with torch.autocast(x.device.type, enabled=False):
-            x = leaky(self.conv(self.statistic(x.float())))
+            x = bend(self.conv(self.statistic(x.float()), ROOT2))
             return self.out(leaky(self.dense(x.flatten(1))))
 
 
@@ -308,7 +323,7 @@ class Discriminator(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """The map after each block, finest first: [N, features, H/2, W/2], …"""
         height, width = padded(self.config.height, self.config.width, self.config.depth)
-        x = leaky(self.from_image(pad_to(images, height, width)))
+        x = F.leaky_relu(self.from_image(pad_to(images, height, width), ROOT2), SLOPE)
         maps = []
         for block in self.blocks:
             x = block(x)

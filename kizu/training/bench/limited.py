@@ -50,10 +50,11 @@ class Settings:
     crop: int = 64
     channels: int = 1
     preset: str = "demo"
-    kimg: float = 20.0
+    kimg: float = 80.0
     batch_size: int = 16
-    ada_kimg: float = 10.0
-    measurements: int = 5
+    ada_kimg: float = 100.0
+    r1: float = 0.2
+    measurements: int = 8
     counts: tuple[int, ...] = (100, 500, 0)
     """Training crops; 0: all."""
     augment: tuple[str, ...] = ("ada", "diffaugment", "none")
@@ -140,7 +141,7 @@ def run_arm(arm: Arm, settings: Settings, folder: Path) -> dict[str, Any]:
         batch_size=settings.batch_size,
         augment=arm.augment,  # type: ignore[arg-type]
         measurements=settings.measurements,
-        options={"ada_kimg": settings.ada_kimg},
+        options={"ada_kimg": settings.ada_kimg, "r1": settings.r1},
     )
     log = RunLog(folder / arm.name, quiet=True)
     began = time.perf_counter()

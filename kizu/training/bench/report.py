@@ -27,15 +27,17 @@ def sheets(figures: dict[str, Any]) -> list[Sheet]:
 
 def rich_tables(figures: dict[str, Any]) -> list[Table]:
     """The same for a terminal."""
-    found = []
-    for sheet in sheets(figures):
-        table = Table(title=sheet.title, title_justify="left")
-        for place, column in enumerate(sheet.columns):
-            table.add_column(column.replace("[", r"\["), justify="right" if place else "left")
-        for row in sheet.rows:
-            table.add_row(*(cell.replace("[", r"\[") for cell in row))
-        found.append(table)
-    return found
+    return [rich_table(sheet) for sheet in sheets(figures)]
+
+
+def rich_table(sheet: Sheet) -> Table:
+    """One table for a terminal."""
+    table = Table(title=sheet.title, title_justify="left")
+    for place, column in enumerate(sheet.columns):
+        table.add_column(column.replace("[", r"\["), justify="right" if place else "left")
+    for row in sheet.rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    return table
 
 
 def headline(figures: dict[str, Any]) -> list[str]:
@@ -87,7 +89,7 @@ def render_markdown(result: dict[str, Any], notes: Sequence[str]) -> str:
         "",
     ]
     for sheet in sheets(result["figures"]):
-        lines += [f"## {sheet.title}", "", *_markdown(sheet), ""]
+        lines += [f"## {sheet.title}", "", *markdown_table(sheet), ""]
     remarks = {arm: [r for r in runs if r] for arm, runs in result["figures"]["remarks"].items()}
     if any(remarks.values()):
         lines += ["## Remarks of the run", ""]
@@ -165,7 +167,8 @@ def _scoring(figures: dict[str, Any]) -> Sheet:
     return Sheet("Scoring speed", ("", "images per call", "images/s, median", "each seed"), rows)
 
 
-def _markdown(sheet: Sheet) -> list[str]:
+def markdown_table(sheet: Sheet) -> list[str]:
+    """One table as lines of Markdown."""
     align = ["---", *["---:"] * (len(sheet.columns) - 1)]
     return ["| " + " | ".join(row) + " |" for row in [sheet.columns, tuple(align), *sheet.rows]]
 

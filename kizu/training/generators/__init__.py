@@ -8,6 +8,7 @@ from kizu.errors import UserError
 from kizu.models.stylegan2 import PRESETS, StyleGAN2Config
 from kizu.training import options
 from kizu.training.augment.ada import AugmentConfig
+from kizu.training.generators.stylegan2_ada import PRESETS as TRAINING_PRESETS
 from kizu.training.generators.stylegan2_ada import StyleGAN2ADAConfig
 from kizu.training.recipe import GeneratorSection
 
@@ -45,7 +46,14 @@ def configure(
     }
     if section.start_from is not None:  # transfer: overfitting is near from the start, and the average is good already
         keyed |= {"ada_kimg": 100.0, "ema_ramp_up": None}
-    config = options.configure(StyleGAN2ADAConfig, keyed, section.options, "generator.options")
+    before_last = 1 + 3 * shape.depth
+    if section.freeze_discriminator > before_last:
+        raise UserError(
+            f"generator.freeze_discriminator must be at most {before_last}, not {section.freeze_discriminator}.",
+            "So many layers come before the discriminator's last ones, which have to train.",
+        )
+    chosen = {**TRAINING_PRESETS.get(section.preset, {}), **section.options}
+    config = options.configure(StyleGAN2ADAConfig, keyed, chosen, "generator.options")
     switches = options.known_options(AugmentConfig)
     options.check_names(section.augmentations, switches, "generator.augmentations", "ADA")
     return shape, config, options.configure(AugmentConfig, {}, section.augmentations, "generator.augmentations")

@@ -6,7 +6,9 @@ Improving the Image Quality of StyleGAN", CVPR 2020. Other losses, penalties, pr
 Notable here:
 - Four phases: G, its path-length penalty in every 4th step, D, its R1 penalty in every 16th; optimisers make up for the
   steps that a lazy penalty leaves out (CVPR paper, appendix B).
-- D never sees an image without augmentation, real or fake, whoever's turn it is, R1 included.
+- D never sees an image without augmentation, real or fake, whoever's turn it is, R1 included. The one exception are
+  consistency terms, which compare D with itself: through ADA they would ask D to overlook what ADA does to images, and
+  so let it leak.
 - What adapts (p, mean path length, mean w) lives in buffers: on the device, in the checkpoint, and never waited for.
 """
 
@@ -56,6 +58,7 @@ class StyleGAN2ADAConfig:
     r1: float | None = None
     """γ; None: 0.0002 · pixels / batch; 0: no R1."""
     r1_every: int = 16
+    """Updates of D for each one with R1."""
     path_length: float = 2.0
     """Weight of the path-length penalty; 0: none."""
     path_length_every: int = 4
@@ -98,6 +101,17 @@ class StyleGAN2ADAConfig:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        for name in ("batch_size", "critic_updates", "r1_every", "path_length_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("style_mixing", "ada_start", "ada_limit"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+        for name in ("r1", "path_length", "ema_kimg"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"{name} must not be negative, not {value}")
+        if self.ada_kimg <= 0:
+            raise ValueError(f"ada_kimg must be positive, not {self.ada_kimg}")
         if self.loss == "wgan-gp" and self.spectral_norm:
             raise ValueError("wgan-gp and spectral_norm both bound D's slope; choose one")
 
@@ -105,12 +119,24 @@ class StyleGAN2ADAConfig:
         """γ of R1 for images of this many pixels."""
         return 0.0002 * pixels / self.batch_size if self.r1 is None else self.r1
 
+    @property
+    def r1_steps(self) -> int:
+        """Steps from one R1 to the next, since a step may hold several updates of D."""
+        return max(1, round(self.r1_every / self.critic_updates))
+
     def decay(self, step: int) -> float:
         """β of the generator's average after so many steps."""
         half_life = 1000 * (self.batch_size * 10 / 32 if self.ema_kimg is None else self.ema_kimg)
         if self.ema_ramp_up is not None:
             half_life = min(half_life, self.ema_ramp_up * (step + 1) * self.batch_size)
         return 0.5 ** (self.batch_size / max(half_life, 1e-8))
+
+
+PRESETS: dict[str, dict[str, float]] = {
+    # At 32 px the paper trains without both, too (its configuration for CIFAR-10).
+    "demo": {"path_length": 0.0, "style_mixing": 0.0},
+}
+"""What a preset of the networks changes in how they train."""
 
 
 class StyleGAN2ADAMethod:
@@ -173,7 +199,9 @@ class StyleGAN2ADAMethod:
         self._shift = DiffAugment(("translation",))
         loss = "wasserstein" if config.loss == "wgan-gp" else config.loss
         self._adversarial = ADVERSARIAL[loss]
-        self._fixed_z = torch.randn(32, shape.latent, generator=torch.Generator().manual_seed(0))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self._fixed_z = self.prior.sample(24, "cpu")
         self._synthesise: Callable[..., Tensor] = self.generator.synthesis
         self._judge: Callable[..., Tensor] = self.discriminator
 
@@ -191,9 +219,9 @@ class StyleGAN2ADAMethod:
         gamma = config.gamma(pixels) if config.loss != "wgan-gp" else 0.0
         rate = config.learning_rate
         g_every = config.path_length_every if config.path_length else 0
-        d_every = config.r1_every if gamma else 0
+        d_every = config.r1_steps if gamma else 0
         g_optimizer = _lazy_adam(self.generator, rate, g_every)
-        d_optimizer = _lazy_adam(trained, config.discriminator_learning_rate or rate, d_every)
+        d_optimizer = _lazy_adam(trained, config.discriminator_learning_rate or rate, d_every * config.critic_updates)
         phases = [Phase("G", self.generator, g_optimizer, self._generator_losses)]
         if g_every:
             phases.append(Phase("G-path", self.generator, g_optimizer, self._path_losses, every=g_every))
@@ -217,7 +245,7 @@ class StyleGAN2ADAMethod:
 
     def samples(self, images: Tensor) -> Tensor:
         """24 images of the averaged generator, then 8 training images."""
-        z = self._fixed_z[:24].to(images.device)
+        z = self._fixed_z.to(images.device)
         classes = torch.arange(24, device=images.device) % max(1, self.shape.classes)
         return torch.cat([self.average(z, classes, noise="const").float(), images])
 
@@ -331,7 +359,7 @@ class StyleGAN2ADAMethod:
             )
         if self.config.augment == "ada" and self.config.ada_heuristic == "r_t":
             self.ada.observe(logits)
-        return {"total": self.config.r1_every * penalty, "r1": penalty}
+        return {"total": self.config.r1_steps * self.config.critic_updates * penalty, "r1": penalty}
 
     def _collapse(self) -> str | None:
         spread = self._last_fake.float().std(0).mean().item()

@@ -24,6 +24,8 @@ from kizu.training.priors import Prior, make_prior
 
 FILE = "generator.pt"
 FORMAT = 1
+NOISE = 1 << 31
+"""From an image's seed to that of its noise maps; far enough that no other image's z comes from it."""
 
 
 @dataclass
@@ -78,7 +80,7 @@ class TrainedGenerator:
             self.latents(seeds).to(device),
             classes,
             truncation=truncation,
-            noise=[torch.Generator().manual_seed(seed + 1) for seed in seeds],
+            noise=[torch.Generator().manual_seed(seed + NOISE) for seed in seeds],
         )
         return to_pixels(made)
 
