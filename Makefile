@@ -24,8 +24,9 @@ $(STAMP): requirements.lock bootstrap.lock pyproject.toml
 demo: $(STAMP)  ## render boards, train, serve on 127.0.0.1:8000, inspect them (EXIT=1: end after the table)
 	$(BIN)/kizu demo $(if $(EXIT),--exit)
 
-test: $(STAMP)  ## run the test suite
-	$(BIN)/python -m pytest $(ARGS)
+# One thread for each of the processes that run tests: threads that share cores wait for each other more than they work.
+test: $(STAMP)  ## run the test suite (ARGS="-n 0 -k name" for one test)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## lint, formatting and types
 	$(BIN)/ruff check .
