@@ -131,7 +131,8 @@ class Consistency:
         """The weighted terms that the discriminator adds to its loss: 0-dim, a constant 0 where `kind` is none.
 
         Args:
-            discriminator: images → logits. Where ADA is on it is part of this callable, and T comes before it.
+            discriminator: images → logits, without the augmentation that trains it: asked to overlook what ADA does to
+                images, D would let it leak into fakes.
             transform: T, images → images, drawn anew at each call.
             real: x [N, C, H, W].
             fake: G(z) [N, C, H, W].

@@ -104,7 +104,8 @@ class ParityCheck:
         """What was found.
 
         Raises:
-            ParityError: scores differ by more than 1e-4 relative, or any verdict differs.
+            ParityError: scores differ by more than 1e-4 relative (signed ones: or of their median size, where that is
+                larger), or any verdict differs.
         """
         exported = np.concatenate([pair[0] for pair in self._pairs])
         expected = np.concatenate([pair[1] for pair in self._pairs])
@@ -115,7 +116,7 @@ class ParityCheck:
         ]
         parity = Parity(
             images=len(exported),
-            score=float(np.max(np.abs(exported - expected) / np.maximum(np.abs(expected), 1e-12))),
+            score=float(np.max(np.abs(exported - expected) / np.maximum(np.abs(expected), _scale(expected)))),
             heatmap=self._heatmap,
             verdicts_differing=len(differing),
         )
@@ -126,6 +127,15 @@ class ParityCheck:
                 "This is a fault in Kizu or in a library's new version, not in the data: please report it.",
             )
         return parity
+
+
+def _scale(scores: NDArray[np.float32]) -> float:
+    """What differences are relative to where a score is smaller: a logit may be zero, but its rounding is not.
+
+    Scores of one sign have no such scale: they are their own.
+    """
+    signed = float(scores.min()) < 0 < float(scores.max())
+    return float(np.median(np.abs(scores))) if signed else 1e-12
 
 
 def relative_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -161,7 +161,7 @@ class TrainingLoop:
         self.processes = processes or Processes()
         self.settings = settings or LoopSettings()
         self.device = batches.device
-        self.stages = method.stages(len(batches))
+        self.stages = method.stages(batches.epoch)
         self.stage_index = 0
         self.step = 0
         self._stop_requested = False

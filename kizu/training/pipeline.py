@@ -30,17 +30,19 @@ from kizu.training.data.loading import training_tensor
 from kizu.training.data.manifest import NG, OK, Manifest, Row
 from kizu.training.data.splits import Splits, assign_splits, write_splits
 from kizu.training.detectors import create_detector
+from kizu.training.detectors.classifier import ClassifierMethod
 from kizu.training.evaluation.detection import compute_metrics
 from kizu.training.evaluation.evaluate import build_report, score_with_pixels
 from kizu.training.evaluation.scoring import score_rows
 from kizu.training.evaluation.summary import summary_table
 from kizu.training.export import VERDICT_MARGIN, ParityCheck, export_onnx, torch_scorer
 from kizu.training.generators.stage import FOLDER as GENERATOR_FOLDER
-from kizu.training.generators.stage import defect_images, run_generator
+from kizu.training.generators.stage import SYNTHETIC_FOLDER, defect_images, run_generator
 from kizu.training.loop import DetectorMethod, LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
-from kizu.training.recipe import GeneratorSection, Recipe, find_dataset, read_recipe
+from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection, Recipe, find_dataset, read_recipe
+from kizu.training.training_set import TrainingSet, check_synthetic_shows_what_is_inspected, training_set
 
 RECIPE_FILE = "recipe.toml"
 SPLITS_FILE = "splits.csv"
@@ -61,6 +63,8 @@ class Run:
     def identity(self) -> str:
         """Digest of everything that decides the weights; a checkpoint continues only under the same one."""
         decisive = self.recipe.model_dump(include={"image", "detector", "generator", "seed"}, mode="json")
+        if self.recipe.augment is not None:
+            decisive["augment"] = self.recipe.augment.model_dump()
         content = json.dumps([decisive, self.fingerprint, self.splits.fingerprint], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -116,11 +120,14 @@ def _train(
             _describe(run, recipe_path)
         # Made first: a slip in [detector] must not show after hours of [generator].
         torch.manual_seed(recipe.seed)
-        method = create_detector(recipe.image.geometry, recipe.detector)
+        method = create_detector(recipe.image.geometry, _beside(recipe.detector, recipe_path.parent))
+        _set_augmentation(method, recipe)
         if recipe.generator is not None:
+            if isinstance(method, ClassifierMethod) and method.training.synthetic_ratio:
+                check_synthetic_shows_what_is_inspected(run.manifest, run.splits.train, recipe.generator, recipe.image)
             _synthesise(run, method, recipe.generator, recipe_path.parent, processes, device, resume, log, settings)
-        _fit(run, method, processes, device, resume, log, settings)
-        return _finish(run, method, log) if processes.is_main else None
+        synthetic_ng = _fit(run, method, processes, device, resume, log, settings)
+        return _finish(run, method, synthetic_ng, log) if processes.is_main else None
     finally:
         log.close()
 
@@ -189,6 +196,24 @@ def _synthesise(
             log.say(f"{run.recipe.detector.kind} learns from OK parts alone: the synthetic NG do not change it")
 
 
+def _beside(section: DetectorSection, folder: Path) -> DetectorSection:
+    """The section with the path of `weights` found: relative to the recipe first, then to the working directory."""
+    path = section.options.get("weights")
+    if not isinstance(path, str) or not (folder / path).exists():
+        return section
+    return section.model_copy(update={"options": {**section.options, "weights": str(folder / path)}})
+
+
+def _set_augmentation(method: DetectorMethod, recipe: Recipe) -> None:
+    if isinstance(method, ClassifierMethod):
+        method.augment = recipe.augment or AugmentSection()
+    elif recipe.augment is not None:
+        raise UserError(
+            f"[augment]: '{recipe.detector.kind}' learns from OK parts as they are.",
+            "Leave the section out, or choose the detector 'classifier'.",
+        )
+
+
 def _fit(
     run: Run,
     method: DetectorMethod,
@@ -197,35 +222,67 @@ def _fit(
     resume: bool,
     log: RunLog,
     settings: LoopSettings | None,
-) -> None:
+) -> int:
+    """Train; returns how many synthetic NG took part."""
     chosen = processes.device(device)
-    section = run.recipe.detector
-    rows = [row for row in run.splits.train if row.label == OK or (method.learns_from_ng and row.label == NG)]
-    log.say(f"{section.kind} ({section.preset}) on {len(rows)} images, {chosen}")
-    with log.bar("preparing images", len(rows)) as advance:
-        images = training_tensor(run.manifest, rows, run.recipe.image.geometry, advance)
+    labelled = _labelled(run, method, chosen, processes, log) if isinstance(method, ClassifierMethod) else None
+    batches = labelled.batches if labelled else _ok_batches(run, chosen, processes, log)
     method.networks.to(chosen)
     if chosen.type == "cuda":
         method.networks.to(memory_format=torch.channels_last)
     processes.copy_from_main(method.networks)
     torch.manual_seed(run.recipe.seed + 1 + processes.rank)
-    batches = Batches(
-        images,
-        section.batch_size,
-        run.recipe.seed,
-        device=chosen,
-        rank=processes.rank,
-        world_size=processes.world_size,
-    )
     loop = TrainingLoop(
         method, batches, run.folder, identity=run.identity, log=log, processes=processes, settings=settings
     )
     if resume and loop.resume():
         log.say(f"resuming at stage {loop.stage_index + 1}, step {loop.step}")
     loop.run()
+    if labelled is None:
+        return 0
+    if isinstance(method, ClassifierMethod) and labelled.held_out is not None:
+        held_out = labelled.held_out
+        method.calibrate(held_out.images, held_out.owners, held_out.labels)
+        log.say(method.notes[-1])
+    return labelled.synthetic_ng
 
 
-def _finish(run: Run, method: DetectorMethod, log: RunLog) -> Bundle:
+def _ok_batches(run: Run, device: torch.device, processes: Processes, log: RunLog) -> Batches:
+    section = run.recipe.detector
+    rows = [row for row in run.splits.train if row.label == OK]
+    log.say(f"{section.kind} ({section.preset}) on {len(rows)} images, {device}")
+    with log.bar("preparing images", len(rows)) as advance:
+        images = training_tensor(run.manifest, rows, run.recipe.image.geometry, advance)
+    return Batches(
+        images,
+        section.batch_size,
+        run.recipe.seed,
+        device=device,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+
+
+def _labelled(
+    run: Run, method: ClassifierMethod, device: torch.device, processes: Processes, log: RunLog
+) -> TrainingSet:
+    for note in method.notes:
+        log.say(note)
+    processes.barrier()  # until the main process has drawn the synthetic NG
+    drawn = Manifest.read(run.folder / SYNTHETIC_FOLDER) if run.recipe.generator is not None else None
+    return training_set(
+        run.manifest,
+        run.splits.train,
+        drawn,
+        run.recipe,
+        method.training,
+        device=device,
+        processes=processes,
+        log=log,
+    )
+
+
+def _finish(run: Run, method: DetectorMethod, synthetic_ng: int, log: RunLog) -> Bundle:
     geometry = run.recipe.image.geometry
     log.say("exporting to ONNX")
     inspector = Inspector(method.detector(), geometry)
@@ -245,7 +302,10 @@ def _finish(run: Run, method: DetectorMethod, log: RunLog) -> Bundle:
         geometry=geometry,
         operating_point=operating_point,
         dataset=DatasetReference(
-            fingerprint=run.fingerprint, split_fingerprint=run.splits.fingerprint, counts=run.splits.counts
+            fingerprint=run.fingerprint,
+            split_fingerprint=run.splits.fingerprint,
+            counts=run.splits.counts,
+            synthetic_ng=synthetic_ng,
         ),
         metrics=metrics.as_dict() | {"heatmap_range": heatmap_range},
         parity=parity,

@@ -114,6 +114,25 @@ class DetectorSection(_Section):
     """Fields of the method's own configuration, for instance `features`, `latent` or `score`."""
 
 
+class AugmentSection(_Section):
+    """`[augment]`: how a detector's training images are altered, for detectors that learn from NG."""
+
+    flip_horizontal: bool = False
+    """Off, as the other flip and turns: each can make or hide a defect."""
+    flip_vertical: bool = False
+    quarter_turns: bool = False
+    shift: float = Field(default=0.03, ge=0, le=0.5)
+    """Most that an image moves, as a share of its side; 0: not at all."""
+    scale: float = Field(default=0.0, ge=0, le=1)
+    """Most that an image grows, as a share; it shrinks as much. 0: not at all."""
+    brightness: float = Field(default=0.05, ge=0, le=1)
+    """Most that is added or taken, as a share of the range from black to white."""
+    contrast: float = Field(default=0.1, ge=0, le=4)
+    """Most that contrast grows, as a share; it shrinks as much."""
+    noise: float = Field(default=0.01, ge=0, le=1)
+    """Largest standard deviation of the noise, as a share of the range from black to white."""
+
+
 class SplitsSection(_Section):
     """`[splits]`: shares of the images that go to training, calibration and test."""
 
@@ -151,6 +170,8 @@ class Recipe(_Section):
     splits: SplitsSection = SplitsSection()
     generator: GeneratorSection | None = None
     detector: DetectorSection
+    augment: AugmentSection | None = None
+    """Left out: the defaults, for detectors that learn from NG."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -212,6 +233,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         "splits": SplitsSection,
         "generator": GeneratorSection,
         "detector": DetectorSection,
+        "augment": AugmentSection,
     }
     for part in location:
         model = sections.get(str(part), model)

@@ -22,7 +22,8 @@ GEOMETRIES = {
 
 def make_inspector(kind, geometry, **options):
     torch.manual_seed(0)
-    section = DetectorSection(kind=kind, options={"features": 4, "latent": 8, **options})
+    values = {"features": 4} if kind == "classifier" else {"features": 4, "latent": 8, **options}
+    section = DetectorSection(kind=kind, options=values)
     return Inspector(create_detector(geometry, section).detector(), geometry).eval()
 
 

@@ -36,7 +36,8 @@ def images(count=24, seed=0):
 
 def make_loop(kind, folder, epochs=2, settings=QUICK, log=None):
     torch.manual_seed(0)
-    section = DetectorSection(kind=kind, epochs=epochs, batch_size=4, options={"features": 4, "latent": 8})
+    options = {"features": 4} if kind == "classifier" else {"features": 4, "latent": 8}
+    section = DetectorSection(kind=kind, epochs=epochs, batch_size=4, options=options)
     method = create_detector(GEOMETRY, section)
     torch.manual_seed(1)
     return TrainingLoop(

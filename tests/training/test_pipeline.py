@@ -137,14 +137,15 @@ def test_without_any_ng_the_threshold_keeps_specificity_and_the_fnr_is_said_to_b
     assert "FNR unknown" in point.statement()
 
 
-@pytest.mark.parametrize("kind", ["ganomaly", "fanogan"])
+@pytest.mark.parametrize("kind", ["ganomaly", "fanogan", "classifier"])
 def test_large_images_are_inspected_in_tiles(tmp_path, kind):
     render_boards(tmp_path / "boards", boards=12, count_ok=30, count_ng=14, size=96, channels=3)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'name = "tiles"\ndataset = "boards"\n'
         "[image]\nsize = 32\nchannels = 1\ntile = 48\nstride = 40\n"
-        f'[detector]\nkind = "{kind}"\nepochs = 1\n[detector.options]\nfeatures = 4\nlatent = 8\n'
+        f'[detector]\nkind = "{kind}"\nepochs = 1\n[detector.options]\nfeatures = 4\n'
+        + ("" if kind == "classifier" else "latent = 8\n")
     )
     bundle = train(recipe, tmp_path / "run", quiet=True)
     score, heatmap = bundle.open("cpu").score(np.zeros((2, 101, 96, 3), np.uint8))
@@ -193,3 +194,93 @@ def test_a_fault_in_the_recipe_is_one_clear_message_and_exit_code_2(small_run, t
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+CLASSIFIER = """\
+name = "few-ng"
+dataset = "{dataset}"
+target_fnr = 0.10
+
+[image]
+size = 32
+channels = 1
+
+[detector]
+kind = "classifier"
+epochs = 2
+
+[detector.options]
+features = 4
+"""
+
+GENERATOR = """
+[generator]
+kind = "stylegan2-ada"
+preset = "demo"
+kimg = 0.1
+count = 20
+batch_size = 8
+measurements = 0
+
+[generator.options]
+capacity = 64
+latent = 8
+"""
+
+
+def test_a_classifier_trains_on_real_and_synthetic_ng_and_says_how_many(small_run, tmp_path, capsys):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(CLASSIFIER.format(dataset=small_run.dataset) + GENERATOR)
+    manifest = train(recipe, tmp_path / "run").manifest
+    assert manifest.dataset.synthetic_ng == 20
+    splits = assign_splits(small_run.manifest, 0)
+    assert manifest.operating_point.n_ng == sum(row.label == NG for row in splits.calibration)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "and 20 synthetic NG images" in said
+    assert "held out of training to calibrate scores" in said
+    ratio = recipe.read_text().replace("features = 4", "features = 4\nsynthetic_ratio = 0")
+    recipe.write_text(ratio)
+    shutil.rmtree(tmp_path / "run" / "bundle")
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    without = train(recipe, tmp_path / "run", resume=True, quiet=True).manifest
+    assert without.dataset.synthetic_ng == 0
+    assert without.model_sha256 != manifest.model_sha256
+
+
+def test_synthetic_rows_of_the_data_set_train_a_classifier(small_run, tmp_path):
+    copy = tmp_path / "boards"
+    shutil.copytree(small_run.dataset, copy)
+    lines = (copy / "manifest.csv").read_text().splitlines()
+    first = next(row for row in small_run.manifest.rows if row.label == NG)
+    shutil.copy(copy / first.path, copy / "drawn.png")
+    commas = "," * (lines[0].count(",") - 1)
+    extended = [lines[0] + ",origin", *(line + "," for line in lines[1:]), f"drawn.png,NG{commas},a:b:1"]
+    (copy / "manifest.csv").write_text("\n".join(extended) + "\n")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(CLASSIFIER.format(dataset=copy))
+    assert train(recipe, tmp_path / "run", quiet=True).manifest.dataset.synthetic_ng == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("kimg = 0.1", "kimg = 0.1\ncrop = 16"), "the detector sees whole images"),
+        (("kimg = 0.1", "kimg = 0.1\nsize = [32, 64]"), "generator.size"),
+        (('kind = "classifier"', 'kind = "ganomaly"'), "learns from OK parts as they are"),
+    ],
+)
+def test_synthetic_ng_that_show_something_else_are_refused_before_anything_trains(small_run, tmp_path, change, message):
+    recipe = tmp_path / "recipe.toml"
+    text = CLASSIFIER.format(dataset=small_run.dataset) + GENERATOR + "\n[augment]\nnoise = 0.02\n"
+    recipe.write_text(text.replace(*change))
+    with pytest.raises(UserError, match=message):
+        train(recipe, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "generator").exists()
+
+
+def test_a_classifier_without_ng_is_refused(tmp_path):
+    render_boards(tmp_path / "boards", boards=12, count_ok=40, count_ng=0, size=32, channels=1)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(CLASSIFIER.format(dataset="boards"))
+    with pytest.raises(UserError, match="has no NG, and 'classifier' learns from them"):
+        train(recipe, tmp_path / "run", quiet=True)

@@ -3,14 +3,18 @@
 Notable here:
 - Any position of the stream can be asked for directly, so a resumed run sees exactly the images it would have seen.
 - With several processes, each takes its own slice of every global batch.
+- Where labels are rare, a batch holds so many of each stratum exactly; each stratum has an order of its own, in which
+  every image comes once before any comes twice.
 - Pixels stay uint8 until they are used, and stay on the device where they fit; so does the order, a block of epochs at
   a time, so that a step never waits for the device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +32,41 @@ class Batch(NamedTuple):
     """float32 [N, C, H, W] in [−1, 1]."""
     labels: Tensor
     """Class numbers, int64 [N]; zeros where the set has no labels."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of images beside their labels."""
+
+    masks: Tensor
+    """Share of each pixel that is defect: uint8 [N, 1, H, W], 255 being all of it; zeros where it is not known."""
+    located: Tensor
+    """Whether the mask is known, bool [N]."""
+    weights: Tensor
+    """Weight in the loss, float32 [N]."""
+
+
+class LabelledBatch(Batch):
+    """A batch whose images have masks and weights."""
+
+    truth: Truth
+
+    def __new__(cls, images: Tensor, labels: Tensor, truth: Truth) -> LabelledBatch:
+        """A pair of images and labels that carries `truth`."""
+        batch = super().__new__(cls, images, labels)
+        batch.truth = truth
+        return batch
+
+    def _replace(self, **fields: Any) -> LabelledBatch:
+        return LabelledBatch(fields.get("images", self.images), fields.get("labels", self.labels), self.truth)
+
+
+class Stratum(NamedTuple):
+    """Images of one sort, and how many of them a global batch holds."""
+
+    members: Tensor
+    """Their places in the set, int64 [K], K ≥ 1."""
+    per_batch: int
 
 
 class Batches:
@@ -71,6 +110,8 @@ class Batches:
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.position = 0
+        self.epoch = len(images)
+        """Images that count as one pass."""
         self._epochs_per_block = -(-BLOCK // len(images))
         self._order = lru_cache(maxsize=2)(self._draw_block)
 
@@ -115,3 +156,86 @@ def _fits(images: Tensor, device: torch.device) -> bool:
         return True
     free, _ = torch.cuda.mem_get_info(device)
     return images.numel() < free // 4
+
+
+class LabelledBatches(Batches):
+    """Batches of a set in which each stratum has its exact share, with masks and weights.
+
+    Args:
+        images, seed, labels, device, rank, world_size: as `Batches`.
+        masks: uint8 [K, 1, H, W]; the first is empty.
+        mask_of: which of them is an image's, int64 [M]; −1 where its defects are not located.
+        weights: float32 [M].
+        strata: what a global batch holds of what, in sum the batch.
+        epoch: images that count as one pass, so that it does not depend on how many synthetic ones there are.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        seed: int,
+        *,
+        labels: Tensor,
+        masks: Tensor,
+        mask_of: Tensor,
+        weights: Tensor,
+        strata: Sequence[Stratum],
+        epoch: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        batch_size = sum(stratum.per_batch for stratum in strata)
+        super().__init__(images, batch_size, seed, labels=labels, device=device, rank=rank, world_size=world_size)
+        self.masks = masks.to(self.device) if _fits(masks, self.device) else masks
+        self.mask_of = mask_of.to(self.device)
+        self.weights = weights.to(self.device)
+        self.strata = [Stratum(s.members.cpu(), s.per_batch) for s in strata if s.per_batch]
+        self.epoch = epoch
+        # Strata alternate evenly, so that every process's slice has nearly the same shares.
+        place = torch.cat([(torch.arange(s.per_batch) + 0.5) / s.per_batch for s in self.strata])
+        self._interleaved = place.argsort(stable=True)
+        self._stratum_order = lru_cache(maxsize=4 * len(self.strata))(self._permuted)
+
+    def at(self, indices: Tensor) -> LabelledBatch:
+        """The images at these places of the set, int64 [N]."""
+        images, labels = super().at(indices)
+        indices = indices.to(self.device)
+        mask_of = self.mask_of[indices]
+        masks = self.masks[mask_of.clamp(min=0).to(self.masks.device)].to(self.device)
+        return LabelledBatch(images, labels, Truth(masks, mask_of >= 0, self.weights[indices]))
+
+    def _places(self, start: int, count: int) -> Tensor:
+        batch, offset = divmod(start, self.batch_size)
+        drawn = [self._drawn(i, batch * s.per_batch, s.per_batch) for i, s in enumerate(self.strata)]
+        return torch.cat(drawn)[self._interleaved[offset : offset + count]].to(self.images.device)
+
+    def _drawn(self, stratum: int, start: int, count: int) -> Tensor:
+        """Draws `start` … `start + count` of a stratum's own endless stream."""
+        size = len(self.strata[stratum].members)
+        draws = [divmod(start + i, size) for i in range(count)]
+        return torch.stack([self._stratum_order(stratum, epoch)[place] for epoch, place in draws])
+
+    def _permuted(self, stratum: int, epoch: int) -> Tensor:
+        members = self.strata[stratum].members
+        seed = (self.seed * 1_000_003 + epoch) * 31 + stratum + 1
+        return members[torch.randperm(len(members), generator=torch.Generator().manual_seed(seed % 2**63))]
+
+
+def apportion(batch_size: int, ng_share: float, ng: int, synthetic: int, ratio: float) -> tuple[int, int, int]:
+    """How many OK, real NG and synthetic NG a batch holds.
+
+    NG are `ng_share` of it, rounded, with at least one of either label. Of these, there are at most `ratio` synthetic
+    per real NG (rounded down), and never so many that a synthetic image came more often than a real one; without real
+    NG, all are synthetic.
+
+    Args:
+        ng: real NG in the set.
+        synthetic: synthetic NG in the set.
+    """
+    wanted = min(max(round(ng_share * batch_size), 1), batch_size - 1)
+    if not ng:
+        return batch_size - wanted, 0, wanted
+    per_real = min(ratio, synthetic / ng)
+    drawn = min(int(wanted * per_real / (1 + per_real) + 1e-9), wanted - 1)
+    return batch_size - wanted, wanted - drawn, drawn

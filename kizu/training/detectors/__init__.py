@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
+from kizu.training.detectors.classifier import ClassifierMethod
 from kizu.training.detectors.fanogan import FAnoGANMethod
 from kizu.training.detectors.ganomaly import GANomalyMethod
 from kizu.training.loop import DetectorMethod
@@ -14,6 +15,7 @@ from kizu.training.recipe import DetectorSection
 DETECTORS: dict[str, Callable[[InputGeometry, DetectorSection], DetectorMethod]] = {
     "ganomaly": GANomalyMethod,
     "fanogan": FAnoGANMethod,
+    "classifier": ClassifierMethod,
 }
 
 

@@ -1,0 +1,180 @@
+"""A fully convolutional NG/OK classifier: a map of logits, and their pool as the image's score.
+
+Notable here:
+- One logit per place of a coarse map, so that a defect has a place; the image's logit is a pool of the map that lets
+  few places decide. It learns from image labels through the pool, and from masks directly.
+- "topk": mean of the largest logits (Zhu et al., "Deep multi-instance networks with sparse label assignment", 2017);
+  "lse": T·log mean exp(m / T), which lies between mean and maximum (Pinheiro & Collobert 2015, equation 1).
+- Batch norm is in eval mode when it scores: a function of one image alone.
+- No fully connected layer: any size from 32 px, any aspect.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+POOLS = ("topk", "lse")
+BACKBONES = ("plain", "resnet18", "resnet34")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FINE_BELOW = 160
+"""Shorter side in pixels under which a ResNet goes without its first pooling, for a map of stride 8, not 16."""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Shape of a classifier; `height` and `width` in pixels."""
+
+    height: int
+    width: int
+    channels: int
+    backbone: str = "plain"
+    """`plain` (from scratch, stride 4), or torchvision's `resnet18` or `resnet34` up to their third layer."""
+    features: int = 16
+    """`plain`: channels at full resolution; 2 and 4 times as many at half and at a quarter of it."""
+    blocks: int = 2
+    """`plain`: residual blocks at a quarter of the resolution."""
+    pool: str = "topk"
+    """`topk` or `lse`."""
+    top_share: float = 0.05
+    """`topk`: share of the map's places whose logits are averaged; at least one place is."""
+    lse_temperature: float = 1.0
+    """`lse`: T; towards 0 the pool becomes the maximum, towards ∞ the mean."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("backbone", self.backbone, BACKBONES), ("pool", self.pool, POOLS)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        if not 0 <= self.top_share <= 1:
+            raise ValueError(f"top_share must lie in [0, 1], not {self.top_share}")
+        if self.lse_temperature <= 0:
+            raise ValueError(f"lse_temperature must be positive, not {self.lse_temperature}")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"backbone": "plain", "features": 16, "blocks": 2},
+    "resnet18": {"backbone": "resnet18"},
+    "resnet34": {"backbone": "resnet34"},
+}
+
+
+class PlainBlock(nn.Module):
+    """Two 3×3 convolutions with batch norm and a shortcut (He et al. 2016, figure 2), of stride 1 or 2."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs, h, w] → [N, outputs, ⌈h / stride⌉, ⌈w / stride⌉]."""
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(y + self.shortcut(x))
+
+
+class PlainBackbone(nn.Module):
+    """Image [N, C, H, W] in [−1, 1] → features [N, 4·features, ⌈H/4⌉, ⌈W/4⌉]."""
+
+    def __init__(self, config: ClassifierConfig):
+        super().__init__()
+        f = config.features
+        self.outputs = 4 * f
+        self.stem = nn.Sequential(
+            nn.Conv2d(config.channels, f, 3, padding=1, bias=False), nn.BatchNorm2d(f), nn.ReLU(inplace=True)
+        )
+        coarse = [PlainBlock(4 * f, 4 * f, 1) for _ in range(config.blocks)]
+        self.blocks = nn.Sequential(PlainBlock(f, 2 * f, 2), PlainBlock(2 * f, 4 * f, 2), *coarse)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.stem(x))
+
+
+class ResNetBackbone(nn.Module):
+    """torchvision's ResNet up to `layer3`, with its names: image [N, C, H, W] in [−1, 1] → [N, 256, h', w'].
+
+    Grey is repeated to three channels, and colours are standardised as ImageNet's were. The first pooling is left out
+    for images under `FINE_BELOW` pixels; weights fit either way.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ClassifierConfig):
+        super().__init__()
+        from torchvision import models  # type: ignore[import-untyped]  # takes seconds to import, and `plain` does without
+
+        whole = getattr(models, config.backbone)(weights=None)
+        self.outputs = 256
+        self.conv1, self.bn1 = whole.conv1, whole.bn1
+        self.pool = nn.Identity() if min(config.height, config.width) < FINE_BELOW else whole.maxpool
+        self.layer1, self.layer2, self.layer3 = whole.layer1, whole.layer2, whole.layer3
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = ((x + 1) / 2 - self.mean) / self.std  # a grey channel broadcasts to three
+        return self.layer3(self.layer2(self.layer1(self.pool(F.relu(self.bn1(self.conv1(x)))))))
+
+
+def topk_pool(logits: Tensor, share: float) -> Tensor:
+    """Mean of each map's largest logits, ⌈share · h·w⌉ of them and at least one: [N, 1, h, w] → [N]."""
+    places = logits.flatten(1)
+    return places.topk(max(1, math.ceil(share * places.shape[1] - 1e-9)), dim=1).values.mean(1)
+
+
+def lse_pool(logits: Tensor, temperature: float) -> Tensor:
+    """T·log(mean over places of exp(m / T)): [N, 1, h, w] → [N], between each map's mean and its maximum."""
+    places = logits.flatten(1)
+    highest = places.amax(1, keepdim=True)
+    return highest[:, 0] + temperature * ((places - highest) / temperature).exp().mean(1).log()
+
+
+class Classifier(nn.Module):
+    """The network, and the detector it makes.
+
+    `forward` maps x [N, C, height, width] in [−1, 1] to score [N], a·pool(map) + b, and heatmap [N, 1, height, width],
+    a·map + b interpolated to the image. `slope` a > 0 and `offset` b are 1 and 0 until they are fitted on held-out
+    images; then the score is the calibrated logit of P(NG) at the training images' share of NG. Neither changes a
+    ranking.
+    """
+
+    slope: Tensor
+    offset: Tensor
+
+    def __init__(self, config: ClassifierConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = PlainBackbone(config) if config.backbone == "plain" else ResNetBackbone(config)
+        self.head = nn.Conv2d(self.backbone.outputs, 1, 1)
+        nn.init.normal_(self.head.weight, 0.0, 0.01)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        self.register_buffer("slope", torch.ones(()))
+        self.register_buffer("offset", torch.zeros(()))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The map before calibration: [N, C, H, W] → [N, 1, h', w']."""
+        return self.head(self.backbone(x))
+
+    def pooled(self, logits: Tensor) -> Tensor:
+        """A map's logit: [N, 1, h', w'] → [N]."""
+        if self.config.pool == "lse":
+            return lse_pool(logits, self.config.lse_temperature)
+        return topk_pool(logits, self.config.top_share)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits(x)
+        heatmap = F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=False)
+        return self.pooled(logits) * self.slope + self.offset, heatmap * self.slope + self.offset
