@@ -198,7 +198,7 @@ def _above_share(ok: NDArray[np.float32], share: float, tolerance: float) -> np.
     above = np.nextafter(highest, np.float32(np.inf), dtype=np.float32)
     if not tolerance:
         return above
-    roomy = np.float32(highest + 4 * tolerance * abs(highest))
+    roomy = np.float32(highest + 4 * tolerance * _size(highest, ok))
     return max(above, min([roomy, *ok[ok > highest][:1]]))
 
 
@@ -212,11 +212,20 @@ def _settle(threshold: np.float32, scores: NDArray[np.float32], tolerance: float
         return threshold
     upper = threshold
     for lower in [*scores[scores < threshold][::-1][:_SETTLING_STEPS], np.float32(-np.inf)]:
-        margin = tolerance * abs(upper)
+        margin = tolerance * _size(upper, scores)
         if upper - lower >= 2 * margin:
             return np.float32(upper - margin)
         upper = lower
-    return np.float32(threshold - tolerance * abs(threshold))
+    return np.float32(threshold - tolerance * _size(threshold, scores))
+
+
+def _size(value: np.float32, scores: NDArray[np.float32]) -> float:
+    """What a tolerance is relative to: |value|, but for signed scores (logits) at least their median size.
+
+    A logit may be zero, but its rounding is not.
+    """
+    signed = scores.size > 0 and scores[0] < 0 < scores[-1]
+    return max(abs(float(value)), float(np.median(np.abs(scores))) if signed else 0.0)
 
 
 def _finite(scores: ArrayLike, label: str) -> NDArray[np.float32]:

@@ -196,6 +196,14 @@ def test_a_tolerance_only_ever_lowers_the_threshold(score: float, tolerance: flo
     assert choose([score], [], tolerance=tolerance).threshold <= score
 
 
+def test_logits_keep_their_distance_from_a_threshold_near_zero() -> None:
+    ng = np.concatenate([np.float32([1e-7, 2e-7]), np.linspace(1, 5, 98, dtype=np.float32)])
+    ok = np.linspace(-5, -1, 100, dtype=np.float32)
+    point = choose(ng, ok, target_fnr=0.05, tolerance=1e-4)
+    nearest = np.abs(np.concatenate([ng, ok]) - np.float32(point.threshold)).min()
+    assert nearest > 1e-4
+
+
 def test_the_statement_never_rounds_a_promise_up() -> None:
     few = choose(np.arange(300), [0.0], target_fnr=0.001, confidence=0.999)
     assert few.certified_fnr == pytest.approx(0.022762, abs=1e-6)
