@@ -17,12 +17,14 @@ def free_port():
 
 def test_the_demo_ends_with_a_table_of_verdicts_and_of_quality(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "EPOCHS", 2)
+    monkeypatch.setattr(demo, "KIMG", 0.1)
     monkeypatch.setattr(demo, "BOARDS", {"count-ok": 120, "count-ng": 70, "boards": 12, "seed": 1})
     demo.demo(tmp_path / "demo", free_port(), leave=True)
     printed = capsys.readouterr().out
     assert "parts of the test split, sorted by score" in printed
     assert "specificity: OK that passed" in printed
     assert "FNR: NG that passed" in printed
+    assert (tmp_path / "demo" / "run" / "generator" / "report.html").exists()
     bundle = Bundle.read(tmp_path / "demo" / "run" / "bundle")
     assert bundle.manifest.recipe_name == "demo-boards"
     assert (tmp_path / "demo" / "service" / "kizu.db").exists()
