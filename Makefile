@@ -24,9 +24,10 @@ $(STAMP): requirements.lock bootstrap.lock pyproject.toml
 demo: $(STAMP)  ## render boards, train, serve on 127.0.0.1:8000, inspect them (EXIT=1: end after the table)
 	$(BIN)/kizu demo $(if $(EXIT),--exit)
 
-# One thread for each of the processes that run tests: threads that share cores wait for each other more than they work.
+# One thread for each process: threads that share cores wait for each other more than they work. In the order of the files:
+# xdist would put files with few tests last, and these are the longest.
 test: $(STAMP)  ## run the test suite (ARGS="-n 0 -k name" for one test)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP)  ## lint, formatting and types
 	$(BIN)/ruff check .
