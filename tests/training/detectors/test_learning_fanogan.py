@@ -5,6 +5,7 @@ import pytest
 from kizu.training.recipe import DetectorSection
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_fanogan_separates_boards_after_about_a_minute(auroc_on_unseen, tmp_path, seed):
     options = {"features": 16, "latent": 32}
