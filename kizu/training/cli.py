@@ -185,8 +185,7 @@ def _train(
     Ctrl-C writes a checkpoint; --resume continues as if nothing had happened. For several GPUs:
     torchrun --nproc-per-node N -m kizu train …
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"There is no device '{device}'.", "Choose auto, cpu or cuda.")
+    _check_device(device)
     from kizu.training.loop import Interrupted
     from kizu.training.pipeline import train
 
@@ -223,8 +222,7 @@ def _synthesize(
 
     An image is a function of run, seed, class and ψ; the manifest's origin column carries run and seed.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"There is no device '{device}'.", "Choose auto, cpu or cuda.")
+    _check_device(device)
     from kizu.training.data.synthetic import write_synthetic
     from kizu.training.generators.stage import FOLDER
     from kizu.training.generators.trained import TrainedGenerator
@@ -269,8 +267,7 @@ def _evaluate(
 
     if split not in get_args(SplitChoice):
         raise UserError(f"There is no split '{split}'.", f"Choose one of {', '.join(get_args(SplitChoice))}.")
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"There is no device '{device}'.", "Choose auto, cpu or cuda.")
+    _check_device(device)
     opened = Bundle.read(bundle)
     with _bar("Scoring") as progress:
         found = evaluate_bundle(
@@ -294,6 +291,11 @@ def _evaluate(
         console.print(escape(note))
     if report is not None:
         console.print(f"report: {escape(str(report))}")
+
+
+def _check_device(device: str) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"There is no device '{device}'.", "Choose auto, cpu or cuda.")
 
 
 @contextmanager

@@ -25,11 +25,12 @@ from kizu.models.stylegan2 import StyleGAN2Config
 from kizu.training.augment.ada import AugmentConfig
 from kizu.training.data.batches import Batch, Batches
 from kizu.training.data.crops import Crops
+from kizu.training.data.loading import to_pixels
 from kizu.training.evaluation.features import FeatureExtractor, load_extractor, load_inception, train_extractor
 from kizu.training.evaluation.kid_fid import SynthesisMetrics, compare_images
 from kizu.training.generators import configure
 from kizu.training.generators.stylegan2_ada import StyleGAN2ADAConfig, StyleGAN2ADAMethod
-from kizu.training.generators.trained import TrainedGenerator, to_pixels
+from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.generators.transfer import start_from
 from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
@@ -300,7 +301,7 @@ def interpolation(generator: TrainedGenerator, *, stations: int = 4, between: in
     steps = torch.linspace(0, 1, between + 1, device=device)[:-1, None]
     walk = torch.cat([w[i].lerp(w[(i + 1) % stations], steps) for i in range(stations)])
     with torch.no_grad():
-        return to_pixels(network.synthesis(network.styles(walk), "const"))
+        return to_pixels(network.synthesis(network.styles(walk), "const")).cpu()
 
 
 def _headline(found: SynthesisMetrics) -> dict[str, float]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.models.inspector import Geometry
+from kizu.training.data.loading import to_pixels
 from kizu.training.data.manifest import FILE, NG, Box, Manifest, Row
 from kizu.training.data.pool import Progress, in_order
 
@@ -156,7 +157,7 @@ class _Cutter:
     def _render(self, pixels: NDArray[np.uint8]) -> Tensor:
         """uint8 [H, W, C] → uint8 [C, height, width], rounded to 8 bits as `training_tensor` does."""
         x = self.prepare(torch.tensor(pixels)[None])[0]
-        return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return to_pixels(x)
 
     def _check_whole(self, row: Row, height: int, width: int) -> None:
         if not self.whole.accepts(height, width):

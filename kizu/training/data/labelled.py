@@ -22,7 +22,7 @@ from torch import Tensor
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.models.inspector import Geometry
-from kizu.training.data.loading import training_tensor
+from kizu.training.data.loading import to_pixels, training_tensor
 from kizu.training.data.manifest import NG, OK, Manifest, Row
 from kizu.training.data.pool import Progress, in_order
 
@@ -119,7 +119,7 @@ def defect_share(manifest: Manifest, row: Row, geometry: InputGeometry) -> Tenso
         )
     prepare = Geometry(geometry.model_copy(update={"channels": 1}))
     x = prepare(torch.from_numpy(mask.astype(np.uint8) * 255)[None, :, :, None])
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return to_pixels(x)
 
 
 def rasterised(row: Row, height: int, width: int) -> NDArray[np.bool_]:

@@ -33,5 +33,10 @@ def training_tensor(
                 "Lower image.size or image.tile in the recipe, or leave the image out of the data set.",
             )
         x = prepare(torch.tensor(pixels)[None])
-        pieces.append(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
+        pieces.append(to_pixels(x))
     return torch.cat(pieces)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images about [−1, 1] → uint8, rounded and clipped."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

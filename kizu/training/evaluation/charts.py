@@ -123,7 +123,7 @@ def histogram(scored: Scored, operating_point: OperatingPoint) -> Histogram | No
         ok=_bars(ok, edges, axis, HEIGHT * up, logarithmic, upwards=True, label="OK"),
         ng=_bars(ng, edges, axis, HEIGHT * (1 - up), logarithmic, upwards=False, label="NG"),
         axis=axis,
-        x_ticks=tuple(Tick(x_of(v), f"{v:g}") for v in _nice(start, stop)),
+        x_ticks=tuple(Tick(x_of(v), f"{v:g}") for v in round_values(start, stop)),
         y_ticks=(
             *_count_ticks(int(ok.max()), axis, -HEIGHT * up, logarithmic),
             *_count_ticks(int(ng.max()), axis, HEIGHT * (1 - up), logarithmic),
@@ -173,13 +173,13 @@ def _height(count: int, peak: int, logarithmic: bool) -> float:
 def _count_ticks(peak: int, axis: float, room: float, logarithmic: bool) -> list[Tick]:
     if not peak:
         return []
-    steps = [10**e for e in range(9)] if logarithmic else [v for v in _nice(0, peak) if v == int(v) and v > 0]
+    steps = [10**e for e in range(9)] if logarithmic else [v for v in round_values(0, peak) if v == int(v) and v > 0]
     shown = [int(v) for v in steps if v <= peak] or [peak]
     return [Tick(axis + room * _height(v, peak, logarithmic), f"{v}") for v in shown]
 
 
-def _nice(start: float, stop: float, about: int = 5) -> list[float]:
-    """Round numbers inside [start, stop]."""
+def round_values(start: float, stop: float, about: int = 5) -> list[float]:
+    """Round numbers inside [start, stop], start < stop."""
     raw = (stop - start) / about
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(magnitude * m for m in (1, 2, 5, 10) if magnitude * m >= raw * 0.999)

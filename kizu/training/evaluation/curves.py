@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kizu.training.evaluation.charts import Tick
+from kizu.training.evaluation.charts import Tick, round_values
 
 Floats = NDArray[np.float64]
 
@@ -183,15 +183,6 @@ def line_chart(
         x_ticks=x_axis.ticks(gap=28.0),
         y_ticks=y_axis.ticks(),
     )
-
-
-def round_values(start: float, stop: float, about: int = 5) -> list[float]:
-    """Round numbers inside [start, stop], start < stop."""
-    raw = (stop - start) / about
-    magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(magnitude * m for m in (1, 2, 5, 10) if magnitude * m >= raw * 0.999)
-    first, last = math.ceil(start / step - 1e-9), math.floor(stop / step + 1e-9)
-    return [float(f"{i * step:.6g}") for i in range(first, last + 1)]
 
 
 def turning_point(values: Sequence[float], near: float | None) -> float | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kizu.errors import UserError
 from kizu.models.stylegan2 import Generator, StyleGAN2Config
+from kizu.training.data.loading import to_pixels
 from kizu.training.priors import Prior, make_prior
 
 FILE = "generator.pt"
@@ -82,7 +83,7 @@ class TrainedGenerator:
             truncation=truncation,
             noise=[torch.Generator().manual_seed(seed + NOISE) for seed in seeds],
         )
-        return to_pixels(made)
+        return to_pixels(made).cpu()
 
     def latents(self, seeds: Sequence[int]) -> Tensor:
         """z [N, latent], each from its seed."""
@@ -154,11 +155,6 @@ class TrainedGenerator:
 def make_prior_from_state(state: dict[str, Any], latent: int) -> Prior:
     """The prior that gave this state."""
     return make_prior(state["kind"], latent, images=None, state=state)
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """[N, C, H, W] about [−1, 1] → uint8 on the CPU."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
 def _interleaved(counts: Sequence[int], count: int) -> list[int]:

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from kizu.training.evaluation.curves import Axis, Frame, Level, Series, line_chart, round_values, turning_point
+from kizu.training.evaluation.charts import round_values
+from kizu.training.evaluation.curves import Axis, Frame, Level, Series, line_chart, turning_point
 
 FRAME = Frame(left=0, top=0, width=100, height=100)
 

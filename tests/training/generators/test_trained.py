@@ -5,7 +5,8 @@ import torch
 
 from kizu.errors import UserError
 from kizu.models.stylegan2 import Generator, StyleGAN2Config
-from kizu.training.generators.trained import FILE, TrainedGenerator, to_pixels
+from kizu.training.data.loading import to_pixels
+from kizu.training.generators.trained import FILE, TrainedGenerator
 from kizu.training.priors import make_prior
 
 TINY = {"latent": 16, "mapping_layers": 2, "capacity": 128, "max_channels": 16}
