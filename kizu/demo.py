@@ -36,19 +36,17 @@ crop = 32
 kimg = {kimg}
 count = 200
 measurements = 2
+placed = true
 
 [generator.options]
 ada_kimg = 100
 
 [detector]
-kind = "ganomaly"
+kind = "classifier"
 epochs = {epochs}
-
-[detector.options]
-score = "peak"
 """
-KIMG, EPOCHS = 8, 40
-BOARDS = {"count-ok": 900, "count-ng": 360, "boards": 60, "seed": 7}
+KIMG, EPOCHS = 8, 20
+BOARDS = {"count-ok": 900, "count-ng": 240, "boards": 60, "seed": 7}
 SHOWN_OK, SHOWN_NG = 40, 20
 MARKER = ".kizu-demo"
 
@@ -75,8 +73,8 @@ def demo(
     _kizu("data", "render", str(dataset), *(part for k, v in BOARDS.items() for part in (f"--{k}", str(v))))
     (folder / "recipe.toml").write_text(RECIPE.format(kimg=KIMG, epochs=EPOCHS), encoding="utf-8")
     _step(
-        "Training a StyleGAN2-ADA on the few NG and drawing more of them; then a GANomaly on OK parts, exporting it, "
-        "choosing its threshold on NG it has not seen"
+        "Training a StyleGAN2-ADA on the few NG and placing what it draws in OK boards; then a classifier on OK, NG "
+        "and these synthetic NG, exporting it, choosing its threshold on real NG it has not seen"
     )
     _kizu("train", str(folder / "recipe.toml"), "--out", str(run))
     environment = os.environ | {"KIZU_DATA_DIR": str(folder / "service"), "KIZU_AUDIT_RATE": "0.1"}

@@ -125,8 +125,14 @@ class ResNetBackbone(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.levels(x)[-1]
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """What each layer gives: [N, 64, 4h', 4w'], [N, 128, 2h', 2w'], [N, 256, h', w']."""
         x = ((x + 1) / 2 - self.mean) / self.std  # a grey channel broadcasts to three
-        return self.layer3(self.layer2(self.layer1(self.pool(F.relu(self.bn1(self.conv1(x)))))))
+        first = self.layer1(self.pool(F.relu(self.bn1(self.conv1(x)))))
+        second = self.layer2(first)
+        return [first, second, self.layer3(second)]
 
 
 def topk_pool(logits: Tensor, share: float) -> Tensor:

@@ -218,19 +218,25 @@ def _synthesize(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Draw synthetic NG with a run's generator: PNGs and a manifest that marks each as synthetic.
+    """Draw synthetic NG with a run's generator: PNGs, masks where it knows them, and a manifest that marks each as
+    synthetic. A recipe's filter does not apply.
 
     An image is a function of run, seed, class and ψ; the manifest's origin column carries run and seed.
     """
     _check_device(device)
     from kizu.training.data.synthetic import write_synthetic
-    from kizu.training.generators.stage import FOLDER
+    from kizu.training.generators.placing import PlacedGenerator
+    from kizu.training.generators.stage import open_generator
     from kizu.training.generators.trained import TrainedGenerator
     from kizu.training.parallel import Processes
 
-    generator = TrainedGenerator.load(run / FOLDER if (run / FOLDER).is_dir() else run)
+    generator = open_generator(run)
     generator.class_numbers(1, defect)
-    generator.network.to(Processes().device(device))
+    trained = generator.crops if isinstance(generator, PlacedGenerator) else generator
+    if isinstance(trained, TrainedGenerator):
+        trained.network.to(Processes().device(device))
+    elif truncation != 1:
+        raise UserError(f"--truncation does not apply to '{generator.kind}', which does not train.", "Leave it out.")
     with _journal("Drawing NG") as journal:
         journal.total = count
         manifest = write_synthetic(

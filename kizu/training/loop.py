@@ -105,17 +105,6 @@ class Method(Protocol):
         ...
 
 
-class DetectorMethod(Method, Protocol):
-    """A method whose networks score images."""
-
-    learns_from_ng: bool
-    """Whether the train split's NG are training images, too."""
-
-    def detector(self) -> nn.Module:
-        """The module that maps x [N, C, H, W] to (score [N], heatmap [N, 1, H, W])."""
-        ...
-
-
 class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resumed
     """The run was asked to stop; its checkpoint is on disk."""
 

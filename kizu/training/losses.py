@@ -1,4 +1,4 @@
-"""Losses that adversarial methods share. Discriminators give logits; no sigmoid is ever applied twice.
+"""Losses that methods share. Discriminators give logits; no sigmoid is ever applied twice.
 
 Notable here:
 - `ADVERSARIAL` holds the losses that a method may choose between, by name. Each pair is what both networks minimise, a
@@ -11,8 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
+SSIM_K1, SSIM_K2 = 0.01, 0.03
 
 
 class AdversarialLoss(NamedTuple):
@@ -71,3 +75,39 @@ ADVERSARIAL: dict[str, AdversarialLoss] = {
     "wasserstein": AdversarialLoss(wasserstein_critic, wasserstein_generator),
 }
 """The Wasserstein pair needs a Lipschitz critic: `gradient_penalty` or `spectral_normalised`."""
+
+
+def focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
+    """Mean of −(1 − p)^γ · log p, with p what σ(logits) gives to targets in {0, 1} (Lin et al. 2017, equation 4)."""
+    signed = logits * (1 - 2 * targets)  # the log-odds of being wrong
+    return (torch.sigmoid(signed) ** gamma * F.softplus(signed)).mean()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Mean structural similarity of images [N, C, H, W] in [−1, 1], 1 where they are equal.
+
+    Equation 13 of Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, with
+    its Gaussian window (11 pixels, σ = 1.5) wherever that fits inside the image, of each channel on its own.
+
+    Raises:
+        ValueError: the images are smaller than the window.
+    """
+    if min(a.shape[2:]) <= 2 * SSIM_RADIUS:
+        raise ValueError(f"images of {a.shape[2]}x{a.shape[3]} are smaller than the window")
+    x, y = (a + 1) / 2, (b + 1) / 2
+    count = a.shape[1]
+    moments = _windowed(torch.cat([x, y, x * x, y * y, x * y], 1))
+    mean_x, mean_y, square_x, square_y, product = moments.split(count, 1)
+    c1, c2 = SSIM_K1**2, SSIM_K2**2
+    variances = square_x - mean_x.square() + square_y - mean_y.square()
+    covariance = product - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+    return (luminance * (2 * covariance + c2) / (variances + c2)).mean()
+
+
+def _windowed(x: Tensor) -> Tensor:
+    offset = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, device=x.device, dtype=x.dtype)
+    weights = torch.exp(-0.5 * (offset / SSIM_SIGMA) ** 2)
+    weights = (weights / weights.sum()).expand(x.shape[1], 1, 1, -1)
+    rows = F.conv2d(x, weights, groups=x.shape[1])
+    return F.conv2d(rows, weights.transpose(2, 3), groups=x.shape[1])

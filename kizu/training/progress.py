@@ -60,6 +60,9 @@ class RunLog:
     def __init__(self, folder: Path | None, *, quiet: bool = False):
         self.console = Console(file=sys.stderr, quiet=quiet)
         self.folder = folder
+        self.spent: dict[str, float] = {}
+        """Seconds that this process gave to each stage; of a part of the run, under `part/stage`."""
+        self._part = ""
         self._stage: StageProgress | None = None
         self._writer = None
         if folder is not None:
@@ -69,7 +72,9 @@ class RunLog:
 
     def beneath(self, name: str) -> RunLog:
         """A log for a part of the run with a folder of its own, as quiet as this one."""
-        return RunLog(self.folder / name if self.folder is not None else None, quiet=self.console.quiet)
+        log = RunLog(self.folder / name if self.folder is not None else None, quiet=self.console.quiet)
+        log.spent, log._part = self.spent, f"{self._part}{name}/"
+        return log
 
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -80,7 +85,17 @@ class RunLog:
 
     @contextmanager
     def stage(self, name: str, steps: int, done: int) -> Iterator[StageProgress]:
-        """Show progress while a stage runs."""
+        """Show progress while a stage runs, and note what it took."""
+        began = time.monotonic()
+        try:
+            with self._shown(name, steps, done) as progress:
+                yield progress
+        finally:
+            key = self._part + name
+            self.spent[key] = self.spent.get(key, 0.0) + time.monotonic() - began
+
+    @contextmanager
+    def _shown(self, name: str, steps: int, done: int) -> Iterator[StageProgress]:
         if not self.console.is_terminal or self.console.quiet:
             self._stage = StageProgress(name, steps, done, None, self.console)
             yield self._stage

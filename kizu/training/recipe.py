@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
@@ -53,9 +53,13 @@ class ImageSection(_Section):
 
 
 class GeneratorSection(_Section):
-    """`[generator]`: how synthetic NG are made; left out: none are."""
+    """`[generator]`: how synthetic NG are made; left out: none are.
+
+    `kind`, `count`, `filter`, `keep` and `options` are of every kind, the other keys of `stylegan2-ada` alone.
+    """
 
     kind: str
+    """`stylegan2-ada`; or `classic`, `cutpaste`, `poisson` or `perlin`, which do not train."""
     preset: str = "small"
     kimg: float = Field(default=200, gt=0)
     """Thousands of real images shown to the discriminator."""
@@ -91,6 +95,13 @@ class GeneratorSection(_Section):
     """File with Inception weights for KID and FID; left out: features learned from the recipe's own images."""
     measurements: int = Field(default=8, ge=0)
     """How often in the run the images are measured."""
+    placed: bool = False
+    """Put the defects that it draws into real OK images, with their masks; left out: its crops are the synthetic NG."""
+    filter: Literal["none", "discriminator", "classifier"] = "none"
+    """Draw more and keep those that the generator's discriminator rates as most real, or that a quick classifier is
+    most sure of as NG."""
+    keep: float | None = Field(default=None, gt=0, le=1)
+    """Share that a filter keeps of each defect class; left out: half."""
     options: dict[str, bool | int | float | str] = {}
     """Fields of the method's own configuration, for instance `latent`, `r1` or `loss`."""
 
@@ -153,7 +164,7 @@ class SplitsSection(_Section):
 
 
 class Recipe(_Section):
-    """A recipe."""
+    """A recipe; `[detector]` once, or `[[detector]]` for each of several whose scores are combined."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     """What the service's `?recipe=` asks for."""
@@ -169,7 +180,13 @@ class Recipe(_Section):
     image: ImageSection = ImageSection()
     splits: SplitsSection = SplitsSection()
     generator: GeneratorSection | None = None
-    detector: DetectorSection
+    detector: Annotated[
+        tuple[DetectorSection, ...],
+        BeforeValidator(lambda given: (given,) if isinstance(given, (dict, DetectorSection)) else given),
+        Field(min_length=1, max_length=8),
+    ]
+    combine: Literal["mean", "max"] = "mean"
+    """Of several detectors: the mean or the maximum of their scores' ranks."""
     augment: AugmentSection | None = None
     """Left out: the defaults, for detectors that learn from NG."""
 

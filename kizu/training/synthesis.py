@@ -28,7 +28,7 @@ from kizu.training.data.crops import Crops
 from kizu.training.data.loading import to_pixels
 from kizu.training.evaluation.features import FeatureExtractor, load_extractor, load_inception, train_extractor
 from kizu.training.evaluation.kid_fid import SynthesisMetrics, compare_images
-from kizu.training.generators import configure
+from kizu.training.generators import configure, own_options
 from kizu.training.generators.stylegan2_ada import StyleGAN2ADAConfig, StyleGAN2ADAMethod
 from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.generators.transfer import start_from
@@ -41,6 +41,8 @@ METRICS_FILE = "metrics.jsonl"
 EXTRACTOR_FILE = "features.pt"
 HELD_OUT = 0.1
 """Share of the crops that D never trains on, for the heuristic r_v."""
+AFTERWARDS = ("count", "truncation", "measurements", "inception", "placed", "filter", "keep")
+"""Keys of `[generator]` that say what is done with a generator, not what its weights are."""
 MEASURED = 1000
 """Fakes in a measurement, at most; at least 200, however few training images there are."""
 
@@ -109,7 +111,8 @@ class GeneratorJob:
     @property
     def identity(self) -> str:
         """Digest of everything that decides the weights."""
-        decisive = self.section.model_dump(mode="json", exclude={"count", "truncation", "measurements", "inception"})
+        decisive = self.section.model_dump(mode="json", exclude=set(AFTERWARDS))
+        decisive["options"] = own_options(self.section)
         content = json.dumps([decisive, self.images.fingerprint, self.seed], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -227,7 +230,7 @@ class GeneratorJob:
 
         def measure(step: int) -> dict[str, float]:
             generator = self._trained(method)
-            made = torch.cat([images for images, _, _ in generator.batches(count, truncation=1.0)])
+            made = torch.cat([batch.images for batch in generator.batches(count, truncation=1.0)])
             found = compare_images(reference, made, extractor, train=self.images.pixels, seed=self.seed)
             kimg = step * method.config.batch_size * method.config.critic_updates / 1000
             adapted = {"p": float(method.ada.p), "r": float(method.ada.r)}

@@ -1,9 +1,11 @@
-"""What a detector that learns from NG trains on: the camera's OK and NG, and the run's synthetic NG.
+"""What a detector trains on: the camera's OK alone, or its OK and NG with the run's synthetic NG.
 
 Notable here:
 - Synthetic NG must show what the detector sees: crops of a generator do where it inspects tiles of the same window, and
   whole images where it inspects whole images. Anything else is refused before hours go into a generator.
 - They are counted apart, are never held out, and do not lengthen an epoch.
+- Unlabelled images come only to those who can use them, as a stratum of their own, and never from a board on which
+  scores are calibrated.
 """
 
 from __future__ import annotations
@@ -16,13 +18,18 @@ import torch
 from torch import Tensor
 
 from kizu.errors import UserError
-from kizu.training.data.batches import LabelledBatches, Stratum, apportion
-from kizu.training.data.labelled import LabelledImages, hold_out, joined, labelled_images
-from kizu.training.data.manifest import NG, Manifest, Row
+from kizu.training.data.batches import Batches, LabelledBatches, Stratum, apportion
+from kizu.training.data.labelled import UNKNOWN, LabelledImages, defect_classes, hold_out, joined, labelled_images
+from kizu.training.data.loading import training_tensor
+from kizu.training.data.manifest import NG, OK, UNLABELLED, Manifest, Row
 from kizu.training.data.pool import in_order
 from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
-from kizu.training.recipe import GeneratorSection, ImageSection, Recipe
+from kizu.training.recipe import DetectorSection, GeneratorSection, ImageSection
+from kizu.training.run import Run
+
+NOT_LABELLED = 1
+"""Class number, in a set for detectors that learn from OK parts alone, of images that nobody has labelled; OK is 0."""
 
 
 class Sampling(Protocol):
@@ -34,48 +41,98 @@ class Sampling(Protocol):
     def synthetic_weight(self) -> float: ...
     @property
     def synthetic_ratio(self) -> float: ...
+    @property
+    def synthetic_is_ng(self) -> bool:
+        """Whether synthetic NG count among the NG's share of a batch."""
+        ...
+
+    @property
+    def unlabelled_share(self) -> float:
+        """Share of a batch, for detectors that use unlabelled images, where there are any."""
+        ...
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Images that calibrate scores: as `ClassifierMethod.calibrate` takes them."""
+    """Images that calibrate scores."""
 
     images: Tensor
+    """Of all tiles: uint8 [M, C, h, w]."""
     owners: Tensor
+    """Which image each tile is of, int64 [M]."""
     labels: Tensor
+    """Of the images, 0 or 1, int64 [K]."""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """Batches to train on, what was held out of them, and how many synthetic NG are in them."""
 
-    batches: LabelledBatches
-    held_out: HeldOut | None
-    synthetic_ng: int
+    batches: Batches
+    held_out: HeldOut | None = None
+    synthetic_ng: int = 0
 
 
-def training_set(
-    manifest: Manifest,
-    train: Sequence[Row],
-    drawn: Manifest | None,
-    recipe: Recipe,
+def ok_set(
+    run: Run, section: DetectorSection, *, unlabelled: bool, device: torch.device, processes: Processes, log: RunLog
+) -> TrainingSet:
+    """The train split's OK images and, on demand, its unlabelled ones, whose label is `NOT_LABELLED`."""
+    rows = [row for row in run.splits.train if row.label == OK]
+    others = [row for row in run.splits.train if unlabelled and row.label == UNLABELLED]
+    geometry = run.recipe.image.geometry
+    log.say(
+        f"{section.kind} ({section.preset}) on {len(rows)} images"
+        + (f" and {len(others)} unlabelled ones" if others else "")
+        + f", {device}"
+    )
+    with log.bar("preparing images", len(rows) + len(others)) as advance:
+        images = training_tensor(run.manifest, rows, geometry, advance)
+        labels = torch.zeros(len(images), dtype=torch.int64)
+        if others:
+            more = training_tensor(run.manifest, others, geometry, advance)
+            images = torch.cat([images, more])
+            labels = torch.cat([labels, torch.full((len(more),), NOT_LABELLED)])
+    batches = Batches(
+        images,
+        section.batch_size,
+        run.recipe.seed,
+        labels=labels,
+        device=device,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    return TrainingSet(batches)
+
+
+def labelled_set(
+    run: Run,
+    section: DetectorSection,
     sampling: Sampling,
+    drawn: Manifest | None,
     *,
+    unlabelled: bool = False,
     device: torch.device,
     processes: Processes,
     log: RunLog,
 ) -> TrainingSet:
-    """The labelled rows of `train` and the NG of `drawn`; says in the log what it is made of.
+    """The labelled rows of the train split and the NG of `drawn`; says in the log what it is made of.
+
+    Args:
+        unlabelled: the split's unlabelled rows come as well; their label is `UNKNOWN`.
 
     Raises:
         UserError: there is no NG; or as `labelled_images`.
     """
+    manifest, recipe = run.manifest, run.recipe
     use_synthetic = sampling.synthetic_ratio > 0
-    rows = [row for row in train if row.label and (use_synthetic or not (row.synthetic and row.label == NG))]
+    rows = [row for row in run.splits.train if row.label and (use_synthetic or not (row.synthetic and row.label == NG))]
     rows, spared = hold_out(rows, recipe.seed)
+    if unlabelled:
+        rows += _apart(run.splits.train, rows, spared)
+    classes = defect_classes(run.splits.train)
     geometry = recipe.image.geometry
     with log.bar("preparing images", len(rows) + len(spared)) as advance:
-        images = labelled_images(manifest, rows, geometry, advance)
+        images = labelled_images(manifest, rows, geometry, advance, classes=classes)
         held_out = None
         if spared:
             tiles = labelled_images(manifest, spared, geometry, advance)
@@ -83,10 +140,10 @@ def training_set(
     if drawn is not None and use_synthetic:
         whole = geometry.model_copy(update={"tile": None, "stride": None})
         with log.bar("preparing synthetic NG", len(drawn)) as advance:
-            images = joined(images, labelled_images(drawn, drawn.rows, whole, advance))
-    batches = _batches(images, recipe, sampling, manifest, device, processes)
+            images = joined(images, labelled_images(drawn, drawn.rows, whole, advance, classes=classes))
+    batches = _batches(images, run, section, sampling, device, processes)
     synthetic = int((images.synthetic & (images.labels == 1)).sum())
-    _say(images, batches, recipe, spared, log)
+    _say(images, batches, section, geometry.tile is not None, spared, log)
     return TrainingSet(batches, held_out, synthetic)
 
 
@@ -98,6 +155,8 @@ def check_synthetic_shows_what_is_inspected(
     Raises:
         UserError: names the keys and the remedy.
     """
+    if section.kind != "stylegan2-ada" or section.placed:
+        return  # these draw in what the detector sees
     geometry = image.geometry
     size = section.sides or (geometry.height, geometry.width)
     remedy = "Or train without them: detector.options.synthetic_ratio = 0, or no [generator]."
@@ -128,35 +187,51 @@ def check_synthetic_shows_what_is_inspected(
             )
 
 
+def _apart(train: Sequence[Row], rows: Sequence[Row], spared: Sequence[Row]) -> list[Row]:
+    """The unlabelled rows, without those of boards that were held out as a whole."""
+    held = {row.group for row in spared if row.group} - {row.group for row in rows}
+    return [row for row in train if row.label == UNLABELLED and row.group not in held]
+
+
 def _batches(
     images: LabelledImages,
-    recipe: Recipe,
+    run: Run,
+    section: DetectorSection,
     sampling: Sampling,
-    manifest: Manifest,
     device: torch.device,
     processes: Processes,
 ) -> LabelledBatches:
     clear = images.labels >= 0
-    ng = images.labels == 1
-    ok, real, synthetic = (
-        torch.nonzero(chosen)[:, 0] for chosen in (clear & ~ng, ng & ~images.synthetic, ng & images.synthetic)
+    ng, unlabelled = images.labels == 1, images.labels == UNKNOWN
+    ok, real, synthetic, unknown = (
+        torch.nonzero(chosen)[:, 0]
+        for chosen in (images.labels == 0, ng & ~images.synthetic, ng & images.synthetic, unlabelled)
     )
-    if not len(real) and not len(synthetic):
+    if not len(real) and not (len(synthetic) and sampling.synthetic_is_ng):
         raise UserError(
-            f"{manifest.root}: the train split has no NG, and '{recipe.detector.kind}' learns from them.",
+            f"{run.manifest.root}: the train split has no NG, and '{section.kind}' learns from them.",
             "Add NG images, or choose a detector that learns from OK parts alone: ganomaly or fanogan.",
         )
+    aside = min(round(sampling.unlabelled_share * section.batch_size), section.batch_size - 2) if len(unknown) else 0
     counts = apportion(
-        recipe.detector.batch_size, sampling.ng_share, len(real), len(synthetic), sampling.synthetic_ratio
+        section.batch_size - aside,
+        sampling.ng_share,
+        len(real),
+        len(synthetic),
+        sampling.synthetic_ratio,
+        synthetic_is_ng=sampling.synthetic_is_ng,
     )
-    strata = [Stratum(members, n) for members, n in zip((ok, real, synthetic), counts, strict=True) if n]
+    members = (ok, real, synthetic, unknown)
+    strata = [Stratum(places, n) for places, n in zip(members, (*counts, aside), strict=True) if n]
     return LabelledBatches(
         images.images,
-        recipe.seed,
+        run.recipe.seed,
         labels=images.labels.clamp(min=0),
         masks=images.masks,
         mask_of=images.mask_of,
         weights=torch.where(images.synthetic, sampling.synthetic_weight, 1.0),
+        defects=images.defects,
+        synthetic=images.synthetic,
         strata=strata,
         epoch=int((clear & ~images.synthetic).sum()),
         device=device,
@@ -165,14 +240,23 @@ def _batches(
     )
 
 
-def _say(images: LabelledImages, batches: LabelledBatches, recipe: Recipe, spared: Sequence[Row], log: RunLog) -> None:
+def _say(
+    images: LabelledImages,
+    batches: LabelledBatches,
+    section: DetectorSection,
+    tiles: bool,
+    spared: Sequence[Row],
+    log: RunLog,
+) -> None:
     ng, synthetic = images.labels == 1, images.synthetic
     counts = [int(chosen.sum()) for chosen in (images.labels == 0, ng & ~synthetic, ng & synthetic)]
-    located = int((ng & (images.mask_of > 0)).sum())
-    section, what = recipe.detector, "tiles" if recipe.image.tile else "images"
+    located, unknown = int((ng & (images.mask_of > 0)).sum()), int((images.labels == UNKNOWN).sum())
+    what = "tiles" if tiles else "images"
     log.say(
         f"{section.kind} ({section.preset}) on {counts[0]} OK, {counts[1]} NG and {counts[2]} synthetic NG {what} "
-        f"({located} NG with their defects located), {batches.device}; a batch of {batches.batch_size} holds "
+        f"({located} NG with their defects located)"
+        + (f" and {unknown} unlabelled" if unknown else "")
+        + f", {batches.device}; a batch of {batches.batch_size} holds "
         + ", ".join(f"{s.per_batch} of {len(s.members)}" for s in batches.strata)
     )
     held = (

@@ -3,14 +3,12 @@
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from kizu.models.bundle import InputGeometry, Session
 from kizu.models.inspector import Inspector
 from kizu.models.operating_point import choose_operating_point
-from kizu.training.detectors import DETECTORS, create_detector
+from kizu.training.detectors import DETECTORS
 from kizu.training.export import ParityCheck, ParityError, export_onnx, relative_difference, torch_scorer
-from kizu.training.recipe import DetectorSection
 
 GEOMETRIES = {
     "whole-grey": InputGeometry(height=32, width=32, channels=1),
@@ -20,17 +18,19 @@ GEOMETRIES = {
 }
 
 
-def make_inspector(kind, geometry, **options):
-    torch.manual_seed(0)
-    values = {"features": 4} if kind == "classifier" else {"features": 4, "latent": 8, **options}
-    section = DetectorSection(kind=kind, options=values)
-    return Inspector(create_detector(geometry, section).detector(), geometry).eval()
+@pytest.fixture(scope="module")
+def make_inspector(small_method):
+    def make(kind, geometry):
+        options = {"score": "peak"} if kind in ("ganomaly", "fanogan") else {}
+        return Inspector(small_method(kind, geometry, **options).detector(), geometry).eval()
+
+    return make
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
-def test_onnx_and_torch_agree_on_any_number_size_and_colour_of_images(kind, geometry):
-    inspector = make_inspector(kind, geometry, score="peak")
+def test_onnx_and_torch_agree_on_any_number_size_and_colour_of_images(make_inspector, kind, geometry):
+    inspector = make_inspector(kind, geometry)
     exported, reference = Session(export_onnx(inspector), "cpu"), torch_scorer(inspector)
     random = np.random.default_rng(0)
     least = geometry.min_height, geometry.min_width
@@ -45,7 +45,7 @@ def test_onnx_and_torch_agree_on_any_number_size_and_colour_of_images(kind, geom
         assert relative_difference(heatmap, expected_heatmap) < 1e-4
 
 
-def test_the_graph_is_one_file_with_standard_operators_and_named_free_axes():
+def test_the_graph_is_one_file_with_standard_operators_and_named_free_axes(make_inspector):
     model = onnx.load_model_from_string(export_onnx(make_inspector("ganomaly", GEOMETRIES["tiles"])))
     assert {node.domain for node in model.graph.node} <= {""}
     (image,) = model.graph.input

@@ -1,5 +1,6 @@
 """Recipe in, bundle out: what a run leaves behind, and how it refuses."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from filelock import FileLock
 
 from kizu.errors import UserError
 from kizu.models.bundle import Bundle, BundleError
-from kizu.training.data.manifest import NG, OK
+from kizu.training.data.manifest import NG, OK, Row
 from kizu.training.data.render import render_boards
 from kizu.training.data.splits import assign_splits, read_split
 from kizu.training.evaluation.evaluate import evaluate_bundle
@@ -27,7 +28,7 @@ def test_the_bundle_tells_where_it_comes_from(small_run):
     manifest = small_run.bundle.manifest
     splits = assign_splits(small_run.manifest, 0)
     assert manifest.recipe_name == "small-boards"
-    assert manifest.recipe["detector"]["options"] == {"features": 16, "score": "peak"}
+    assert manifest.recipe["detector"][0]["options"] == {"features": 16, "score": "peak"}
     assert manifest.dataset.fingerprint == small_run.manifest.fingerprint()
     assert manifest.dataset.split_fingerprint == splits.fingerprint
     assert manifest.dataset.counts == splits.counts
@@ -86,6 +87,18 @@ def test_scores_do_not_depend_on_batch_order_or_neighbours_after_export(small_ru
     shuffled, shuffled_maps = session.score(images[order])
     np.testing.assert_allclose(together[order], shuffled, rtol=1e-5)
     np.testing.assert_allclose(maps[order], shuffled_maps, rtol=1e-4, atol=1e-6)
+
+
+def test_the_run_folder_holds_the_score_of_every_image_that_calibrated_or_tested(small_run):
+    with (small_run.folder / "scores.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    splits = assign_splits(small_run.manifest, 0)
+    for name in ("calibration", "test"):
+        rows = [row for row in getattr(splits, name) if row.label]
+        assert [line["path"] for line in lines if line["set"] == name] == [row.path for row in rows]
+    session, shown = small_run.bundle.open("cpu"), lines[::40]
+    images = np.stack([small_run.manifest.image(Row(line["path"], line["label"])) for line in shown])
+    assert [float(line["score"]) for line in shown] == pytest.approx(session.score(images)[0], rel=1e-5)
 
 
 def test_the_run_folder_shows_how_training_went(small_run):
@@ -284,3 +297,46 @@ def test_a_classifier_without_ng_is_refused(tmp_path):
     recipe.write_text(CLASSIFIER.format(dataset="boards"))
     with pytest.raises(UserError, match="has no NG, and 'classifier' learns from them"):
         train(recipe, tmp_path / "run", quiet=True)
+
+
+SEVERAL = """\
+name = "two"
+dataset = "boards"
+target_fnr = 0.10
+combine = "max"
+
+[image]
+size = 32
+channels = 1
+
+[[detector]]
+kind = "ganomaly"
+epochs = 1
+options = { features = 8, score = "peak" }
+
+[[detector]]
+kind = "classifier"
+epochs = 1
+options = { features = 8, blocks = 1 }
+"""
+
+
+def test_several_detectors_make_one_bundle_whose_scores_are_combined_ranks(small_run, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(SEVERAL.replace('"boards"', f'"{small_run.dataset}"'))
+    bundle = train(recipe, tmp_path / "run", quiet=True)
+    splits = assign_splits(small_run.manifest, 0)
+    # One of the two has learned from the train split's NG, so only calibration's are unseen.
+    assert bundle.manifest.operating_point.n_ng == sum(row.label == NG for row in splits.calibration)
+    assert bundle.manifest.parity.score <= 1e-4
+    assert [d["kind"] for d in bundle.manifest.recipe["detector"]] == ["ganomaly", "classifier"]
+    assert (tmp_path / "run" / "detector-1" / "checkpoint.pt").exists()
+    ok = [row for row in splits.calibration if row.label == OK]
+    scores = bundle.open("cpu").score(np.stack([small_run.manifest.image(row) for row in ok]))[0]
+    # The larger of two ranks: half of the images or fewer lie under rank 1/2, all ranks of OK images end at 1.
+    assert scores.max() == pytest.approx(1.0, abs=1e-3)
+    assert (scores < 0.5).mean() <= 0.5
+    shutil.rmtree(tmp_path / "run" / "bundle")
+    assert (
+        train(recipe, tmp_path / "run", resume=True, quiet=True).manifest.model_sha256 == bundle.manifest.model_sha256
+    )

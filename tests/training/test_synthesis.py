@@ -216,8 +216,10 @@ def test_one_image_is_not_enough(crops, tmp_path):
 
 def test_what_decides_the_weights_is_in_the_identity_and_nothing_else(crops, tmp_path):
     plain = job(crops, tmp_path).identity
-    for same in ({"measurements": 3}, {"count": 9}, {"truncation": 0.5}, {"inception": "x.pt"}):
+    for same in ({"measurements": 3}, {"count": 9}, {"truncation": 0.5}, {"inception": "x.pt"}, {"placed": True}):
         assert job(crops, tmp_path, **same).identity == plain
+    assert job(crops, tmp_path, filter="discriminator", keep=0.2).identity == plain
+    assert job(crops, tmp_path, placed=True, options={"blend": "poisson"}).identity == plain
     others = [
         job(crops, tmp_path, seed=1),
         job(crops, tmp_path, conditional=False),

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from kizu.errors import UserError
+from kizu.training.bench.scarce_cli import scarce
 
 if TYPE_CHECKING:
     from kizu.training.bench.ganomaly import Material, Settings, Trial
@@ -30,6 +31,7 @@ def bench_app() -> typer.Typer:
     group.command("ganomaly")(_ganomaly)
     group.command("gan")(_gan)
     group.command("limited")(_limited)
+    group.command("scarce")(scarce)
     return group
 
 

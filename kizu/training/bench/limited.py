@@ -12,11 +12,10 @@ Notable here:
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shlex
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
+from kizu.training.bench.workers import pool
 from kizu.training.data.crops import ng_crops
 from kizu.training.data.manifest import Manifest
 from kizu.training.data.splits import assign_splits
@@ -163,9 +163,11 @@ def run_arm(arm: Arm, settings: Settings, folder: Path) -> dict[str, Any]:
         "seconds": time.perf_counter() - began,
         "curve": read_metrics(folder / arm.name),
     }
-    shown = torch.cat([made for made, _, _ in generator.batches(SHOWN)])
+    shown = torch.cat([batch.images for batch in generator.batches(SHOWN)])
     save_grid(shown, folder / arm.name / "samples.png", COLUMNS)
-    done.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
+    temporary = done.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
+    temporary.replace(done)
     return result
 
 
@@ -178,10 +180,9 @@ def run(
     reference = torch.load(_reference(folder), weights_only=True)["pixels"]
     save_grid(reference[:SHOWN], folder / "real.png", COLUMNS)
     arms = arms_of(settings)
-    context = multiprocessing.get_context("spawn")
     results: dict[str, dict[str, Any]] = {}
-    with ProcessPoolExecutor(settings.parallel, mp_context=context) as pool:
-        waiting = {pool.submit(run_arm, arm, settings, folder): arm for arm in arms}
+    with pool(settings.parallel) as workers:
+        waiting = {workers.submit(run_arm, arm, settings, folder): arm for arm in arms}
         for future in as_completed(waiting):
             arm, result = waiting[future], future.result()
             results[arm.name] = result

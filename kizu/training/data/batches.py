@@ -44,10 +44,14 @@ class Truth:
     """Whether the mask is known, bool [N]."""
     weights: Tensor
     """Weight in the loss, float32 [N]."""
+    defects: Tensor
+    """Numbers of the defect classes, int64 [N]: 0 for OK, from 1 for defects, −1 where it is not known."""
+    synthetic: Tensor
+    """Whether a generator made the image, bool [N]."""
 
 
 class LabelledBatch(Batch):
-    """A batch whose images have masks and weights."""
+    """A batch of which more is known than labels."""
 
     truth: Truth
 
@@ -166,6 +170,8 @@ class LabelledBatches(Batches):
         masks: uint8 [K, 1, H, W]; the first is empty.
         mask_of: which of them is an image's, int64 [M]; −1 where its defects are not located.
         weights: float32 [M].
+        defects: numbers of the defect classes, int64 [M]; left out, they are the labels.
+        synthetic: which a generator made, bool [M]; left out, none.
         strata: what a global batch holds of what, in sum the batch.
         epoch: images that count as one pass, so that it does not depend on how many synthetic ones there are.
     """
@@ -181,6 +187,8 @@ class LabelledBatches(Batches):
         weights: Tensor,
         strata: Sequence[Stratum],
         epoch: int,
+        defects: Tensor | None = None,
+        synthetic: Tensor | None = None,
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
@@ -190,6 +198,9 @@ class LabelledBatches(Batches):
         self.masks = masks.to(self.device) if _fits(masks, self.device) else masks
         self.mask_of = mask_of.to(self.device)
         self.weights = weights.to(self.device)
+        self.defects = self.labels if defects is None else defects.to(self.device)
+        made = torch.zeros(len(images), dtype=torch.bool) if synthetic is None else synthetic
+        self.synthetic = made.to(self.device)
         self.strata = [Stratum(s.members.cpu(), s.per_batch) for s in strata if s.per_batch]
         self.epoch = epoch
         # Strata alternate evenly, so that every process's slice has nearly the same shares.
@@ -203,7 +214,8 @@ class LabelledBatches(Batches):
         indices = indices.to(self.device)
         mask_of = self.mask_of[indices]
         masks = self.masks[mask_of.clamp(min=0).to(self.masks.device)].to(self.device)
-        return LabelledBatch(images, labels, Truth(masks, mask_of >= 0, self.weights[indices]))
+        known = (self.weights, self.defects, self.synthetic)
+        return LabelledBatch(images, labels, Truth(masks, mask_of >= 0, *(of_set[indices] for of_set in known)))
 
     def _places(self, start: int, count: int) -> Tensor:
         batch, offset = divmod(start, self.batch_size)
@@ -222,7 +234,9 @@ class LabelledBatches(Batches):
         return members[torch.randperm(len(members), generator=torch.Generator().manual_seed(seed % 2**63))]
 
 
-def apportion(batch_size: int, ng_share: float, ng: int, synthetic: int, ratio: float) -> tuple[int, int, int]:
+def apportion(
+    batch_size: int, ng_share: float, ng: int, synthetic: int, ratio: float, *, synthetic_is_ng: bool = True
+) -> tuple[int, int, int]:
     """How many OK, real NG and synthetic NG a batch holds.
 
     NG are `ng_share` of it, rounded, with at least one of either label. Of these, there are at most `ratio` synthetic
@@ -232,7 +246,14 @@ def apportion(batch_size: int, ng_share: float, ng: int, synthetic: int, ratio: 
     Args:
         ng: real NG in the set.
         synthetic: synthetic NG in the set.
+        synthetic_is_ng: whether synthetic NG count among the NG's share; if not, they are beside the labelled images,
+            of which real NG are `ng_share`.
     """
+    if not synthetic_is_ng:
+        per_image = ng_share * min(ratio, synthetic / ng) if ng else 0.0
+        drawn = min(int(batch_size * per_image / (1 + per_image) + 1e-9), batch_size - 2)
+        ok, real, _ = apportion(batch_size - drawn, ng_share, ng, 0, 0.0)
+        return ok, real, drawn
     wanted = min(max(round(ng_share * batch_size), 1), batch_size - 1)
     if not ng:
         return batch_size - wanted, 0, wanted

@@ -5,6 +5,7 @@ Notable here:
   connected part of the mask where there are no boxes.
 - A window is moved, not shrunk, to stay inside the image, and grows only for a defect that would not fit with its
   context. Where it already has the output's size, the source's pixels come out unchanged.
+- A crop comes with the share of each of its pixels that is defect, resized just as the crop is.
 - Channels and resizing are the very geometry's that ships. Synthetic images are passed over: no generator learns
   from another's pictures.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.models.inspector import Geometry
+from kizu.training.data.labelled import rasterised
 from kizu.training.data.loading import to_pixels
 from kizu.training.data.manifest import FILE, NG, Box, Manifest, Row
 from kizu.training.data.pool import Progress, in_order
@@ -56,9 +59,28 @@ class Crops:
     classes: list[str]
     """Defect class of each crop; several are joined by `+`."""
     sources: list[CropSource]
+    masks: Tensor | None = None
+    """Share of each pixel that is defect, uint8 [M, 1, height, width], 255 being all of it; all zero where the row has
+    neither mask nor boxes. None: not known for any."""
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    @property
+    def located(self) -> Tensor:
+        """Whether it is known which pixels are defect, bool [M]."""
+        if self.masks is None:
+            return torch.zeros(len(self.classes), dtype=torch.bool)
+        return (self.masks != 0).flatten(1).any(1)
+
+
+class Cut(NamedTuple):
+    """One crop of a row."""
+
+    window: Window
+    name: str
+    image: Tensor
+    mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -77,6 +99,7 @@ def ng_crops(
     crop: int | None = None,
     context: float = 0.25,
     size: tuple[int, int] | None = None,
+    exact: bool = False,
     progress: Progress | None = None,
 ) -> Crops:
     """One crop per defect of the camera's NG among `rows`; whole images where neither box nor mask says where it is.
@@ -85,9 +108,11 @@ def ng_crops(
         crop: longer side of a window in source pixels; default: the geometry's tile, or else its longer side.
         context: share of the defect's size that its window shows at least on either side of it.
         size: (height, width) of the crops; default: the geometry's. Windows have the same shape.
+        exact: windows never grow: of a defect that is larger, the middle is shown.
         progress: told of each NG row.
 
-    Defects whose windows coincide give one crop of all their classes. A whole image goes through `geometry` and is
+    Defects whose windows coincide give one crop of all their classes. A crop's mask is of all defects that it shows:
+    from the row's mask, or else from its boxes. A whole image goes through `geometry` and is
     of its row's class.
 
     Raises:
@@ -99,16 +124,14 @@ def ng_crops(
         raise ValueError(f"crop {crop} and size {size} must be positive, context {context} not negative")
     rows = [row for row in rows if row.label == NG and not row.synthetic]
     _check_rows(manifest, rows, geometry)
-    cutter = _Cutter(manifest, geometry, crop, context, size or (geometry.height, geometry.width))
-    images: list[Tensor] = []
-    classes: list[str] = []
-    sources: list[CropSource] = []
-    for row, cut in zip(rows, in_order(cutter.cut, rows, progress), strict=True):
-        for window, name, image in cut:
-            images.append(image)
-            classes.append(name)
-            sources.append(CropSource(row.path, window))
-    return Crops(torch.stack(images), classes, sources)
+    cutter = _Cutter(manifest, geometry, crop, context, size or (geometry.height, geometry.width), exact)
+    cuts = [(row, cut) for row, found in zip(rows, in_order(cutter.cut, rows, progress), strict=True) for cut in found]
+    return Crops(
+        torch.stack([cut.image for _, cut in cuts]),
+        [cut.name for _, cut in cuts],
+        [CropSource(row.path, cut.window) for row, cut in cuts],
+        torch.stack([cut.mask for _, cut in cuts]),
+    )
 
 
 def _check_rows(manifest: Manifest, rows: Sequence[Row], geometry: InputGeometry) -> None:
@@ -132,27 +155,54 @@ class _Cutter:
     """Cuts one row's crops; called from several threads."""
 
     def __init__(
-        self, manifest: Manifest, geometry: InputGeometry, crop: int | None, context: float, size: tuple[int, int]
+        self,
+        manifest: Manifest,
+        geometry: InputGeometry,
+        crop: int | None,
+        context: float,
+        size: tuple[int, int],
+        exact: bool,
     ):
         self.manifest = manifest
         self.size = size
         self.crop = crop or geometry.tile or max(geometry.height, geometry.width)
         self.context = context
+        self.exact = exact
         self.whole = InputGeometry(height=size[0], width=size[1], channels=geometry.channels)
         self.prepare = Geometry(self.whole)
+        self.prepare_mask = Geometry(self.whole.model_copy(update={"channels": 1}))
 
-    def cut(self, row: Row) -> list[tuple[Window, str, Tensor]]:
+    def cut(self, row: Row) -> list[Cut]:
         pixels = self.manifest.image(row)
         height, width = pixels.shape[:2]
-        defects = self._defects(row, height, width)
-        if not defects:
+        mask = self._mask(row, height, width)
+        defects = self._defects(row, mask, height, width)
+        if not defects or mask is None:
             self._check_whole(row, height, width)
-            return [((0, 0, width, height), row.defect or UNNAMED, self._render(pixels))]
+            image = self._render(pixels)
+            return [Cut((0, 0, width, height), row.defect or UNNAMED, image, torch.zeros_like(image[:1]))]
         names: dict[Window, list[str]] = {}
         for defect in defects:
-            window = place_window(defect.bounds, (height, width), self.size, self.crop, self.context)
+            bounds = self._middle(defect.bounds) if self.exact else defect.bounds
+            window = place_window(bounds, (height, width), self.size, self.crop, self.context)
             names.setdefault(window, []).append(defect.name)
-        return [(window, _joined(found), self._render(_inside(pixels, window))) for window, found in names.items()]
+        share = mask[..., None].astype(np.uint8) * 255
+        return [
+            Cut(
+                window,
+                _joined(found),
+                self._render(_inside(pixels, window)),
+                to_pixels(self.prepare_mask(torch.tensor(_inside(share, window))[None])[0]),
+            )
+            for window, found in names.items()
+        ]
+
+    def _middle(self, bounds: Window) -> Window:
+        """As much of the middle of these bounds as a window of `crop` pixels holds."""
+        x0, y0, x1, y1 = bounds
+        tall, wide = (int(side * self.crop / max(self.size) / (1 + 2 * self.context)) for side in self.size)
+        left, top = max(x0, (x0 + x1 - wide) // 2), max(y0, (y0 + y1 - tall) // 2)
+        return left, top, min(x1, left + wide), min(y1, top + tall)
 
     def _render(self, pixels: NDArray[np.uint8]) -> Tensor:
         """uint8 [H, W, C] → uint8 [C, height, width], rounded to 8 bits as `training_tensor` does."""
@@ -167,12 +217,11 @@ class _Cutter:
                 "Lower image.size in the recipe, or leave the image out of the data set.",
             )
 
-    def _defects(self, row: Row, height: int, width: int) -> list[_Defect]:
-        if row.boxes:
-            return [self._of_box(row, box, height, width) for box in row.boxes]
+    def _mask(self, row: Row, height: int, width: int) -> NDArray[np.bool_] | None:
+        """Which pixels are defect, by the row's mask or else by its boxes; None where it has neither."""
         mask = self.manifest.mask(row)
         if mask is None:
-            return []
+            return rasterised(row, height, width) if row.boxes else None
         file = self.manifest.root / row.mask
         if mask.shape != (height, width):
             raise UserError(
@@ -183,6 +232,13 @@ class _Cutter:
             raise UserError(
                 f"{file}: the mask of NG image {row.path} is empty", "Draw the defect, or clear the row's mask."
             )
+        return mask
+
+    def _defects(self, row: Row, mask: NDArray[np.bool_] | None, height: int, width: int) -> list[_Defect]:
+        if row.boxes:
+            return [self._of_box(row, box, height, width) for box in row.boxes]
+        if mask is None:
+            return []
         return [_Defect(bounds, row.defect or UNNAMED) for bounds in connected_bounds(mask)]
 
     def _of_box(self, row: Row, box: Box, height: int, width: int) -> _Defect:

@@ -1,9 +1,10 @@
-"""Manifest rows → images with labels, masks and weights, for detectors that learn from NG.
+"""Manifest rows → images with labels, defect classes and masks, for detectors that learn from NG.
 
 Notable here:
 - Masks and boxes go through the very geometry that ships, so a tile knows whether it holds the defect. A tile that
   shows only a sliver of one is neither OK nor NG, and does not train.
-- OK images have an empty mask; NG without mask or boxes, and synthetic images, teach through the image's label alone.
+- OK images have an empty mask; NG without mask or boxes, real or synthetic, teach through the image's label alone.
+- Images that nobody has labelled have a label of their own, `UNKNOWN`: neither OK nor NG.
 - A tenth of the camera's images can be held out to calibrate scores on.
 """
 
@@ -23,13 +24,18 @@ from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.models.inspector import Geometry
 from kizu.training.data.loading import to_pixels, training_tensor
-from kizu.training.data.manifest import NG, OK, Manifest, Row
+from kizu.training.data.manifest import NG, OK, UNLABELLED, Manifest, Row
 from kizu.training.data.pool import Progress, in_order
 
 UNCLEAR = -1
 """Label of a tile that shows less of a defect than can be seen."""
+UNKNOWN = 2
+"""Label of an image that nobody has labelled."""
+UNSPECIFIED = -1
+"""Defect class of an NG image where none is named, of a tile that may show any of several, and of unlabelled images."""
 LEAST_HELD_OUT = 5
 """OK and NG that a calibration of scores needs at least."""
+_LABELS = {OK: 0, NG: 1, UNLABELLED: UNKNOWN}
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class LabelledImages:
     images: Tensor
     """uint8 [M, C, h, w]."""
     labels: Tensor
-    """int64 [M]: 0 OK, 1 NG, or `UNCLEAR`."""
+    """int64 [M]: 0 OK, 1 NG, `UNKNOWN` or `UNCLEAR`."""
     masks: Tensor
     """uint8 [K, 1, h, w], 255 where a pixel is all defect; the first is empty."""
     mask_of: Tensor
@@ -48,15 +54,30 @@ class LabelledImages:
     """int64 [M]: the row that each image or tile is of."""
     synthetic: Tensor
     """bool [M]."""
+    defects: Tensor
+    """int64 [M]: 0 OK, from 1 the defect classes in the order in which they were given, or `UNSPECIFIED`."""
 
     def __len__(self) -> int:
         return len(self.images)
 
 
+def defect_classes(rows: Sequence[Row]) -> list[str]:
+    """The defect classes that a detector can learn: the first of each of the camera's NG, sorted."""
+    return sorted({row.defects[0] for row in rows if row.label == NG and row.defects and not row.synthetic})
+
+
 def labelled_images(
-    manifest: Manifest, rows: Sequence[Row], geometry: InputGeometry, progress: Progress | None = None
+    manifest: Manifest,
+    rows: Sequence[Row],
+    geometry: InputGeometry,
+    progress: Progress | None = None,
+    *,
+    classes: Sequence[str] = (),
 ) -> LabelledImages:
-    """The rows' images or tiles, in order; all rows have a label.
+    """The rows' images or tiles, in order.
+
+    Args:
+        classes: names of the defect classes that get the numbers from 1 on. An image of several is of its first.
 
     Raises:
         UserError: as `training_tensor`; a mask of another size than its image; and, where the geometry tiles, an NG
@@ -69,10 +90,14 @@ def labelled_images(
         counts = _tile_counts(manifest, rows, geometry, shares)
     size = (1, geometry.height, geometry.width)
     masks, labels, mask_of = [torch.zeros(1, *size, dtype=torch.uint8)], [], []
+    number_of = {name: number for number, name in enumerate(classes, 1)}
+    named: list[int] = []
     held = 1
     for row, share, count in zip(rows, shares, counts, strict=True):
+        ambiguous = geometry.tile is not None and len(row.defects) > 1
+        named += [UNSPECIFIED if ambiguous else number_of.get((*row.defects, "")[0], UNSPECIFIED)] * count
         if share is None:
-            labels += [int(row.label == NG)] * count
+            labels += [_LABELS[row.label]] * count
             mask_of += [0 if row.label == OK and not row.synthetic else -1] * count
             continue
         highest = share.flatten(1).amax(1)
@@ -83,7 +108,9 @@ def labelled_images(
         held += count
     owners = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts))
     synthetic = torch.tensor([row.synthetic for row in rows])[owners]
-    return LabelledImages(images, torch.tensor(labels), torch.cat(masks), torch.tensor(mask_of), owners, synthetic)
+    label = torch.tensor(labels)
+    defects = torch.where(label == 1, torch.tensor(named), torch.where(label == 0, 0, UNSPECIFIED))
+    return LabelledImages(images, label, torch.cat(masks), torch.tensor(mask_of), owners, synthetic, defects)
 
 
 def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
@@ -96,6 +123,7 @@ def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
         torch.cat([first.mask_of, mask_of]),
         torch.cat([first.owners, second.owners + int(first.owners.max()) + 1]),
         torch.cat([first.synthetic, second.synthetic]),
+        torch.cat([first.defects, second.defects]),
     )
 
 

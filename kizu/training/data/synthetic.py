@@ -3,6 +3,7 @@
 Notable here:
 - Batches are written as they come; only a few images wait in memory, whatever their number.
 - Every row says what made it (`origin`), so an image can be made again, and can never be taken for a camera's.
+- A mask says which pixels are defect, where the generator knows: it teaches as a real defect's does.
 - Lossless: a detector that trains on these images must not learn to tell them by compression.
 """
 
@@ -14,6 +15,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +29,17 @@ from kizu.training.data.manifest import NG, Manifest, Row
 from kizu.training.data.origin import format_origin
 from kizu.training.data.pool import Progress, in_order
 
-Batch = tuple[Tensor, list[str], list[int]]
-"""Images uint8 [N, C, H, W], and the defect class and seed of each."""
+
+class Batch(NamedTuple):
+    """Generated images and what is known of each."""
+
+    images: Tensor
+    """uint8 [N, C, H, W]."""
+    classes: list[str]
+    seeds: list[int]
+    masks: Tensor | None = None
+    """uint8 [N, 1, H, W], not 0 where the defect is; where an image's is empty, it is not known. None: of none."""
+
 
 _UNSAFE = re.compile(r"[^\w+.-]")
 _LONGEST = 40
@@ -38,7 +49,8 @@ _LONGEST = 40
 def write_synthetic(
     dest: Path, batches: Iterable[Batch], *, kind: str, run: str, total: int, progress: Progress | None = None
 ) -> Manifest:
-    """Write `dest/ng/<class>/<seed>.png` and the manifest: every row NG, of its class, without group and split.
+    """Write `dest/ng/<class>/<seed>.png` and the manifest: every row NG, of its class, without group and split; the
+    masks, where there are some, are `dest/masks/<class>/<seed>.png`.
 
     The class `NG`, as `ng_crops` calls a defect without a name, becomes a row without a defect class. `progress` is
     told of each image. On an error or Ctrl-C, wherever it comes from, nothing is left of `dest`.
@@ -61,12 +73,11 @@ def write_synthetic(
     rows: list[Row] = []
     with staged(dest) as staging:
 
-        def work(item: tuple[Row, NDArray[np.uint8]]) -> Row:
-            row, pixels = item
-            path = staging / row.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(_png(pixels))
-            return row
+        def work(item: _Item) -> Row:
+            _save(staging / item.row.path, item.pixels)
+            if item.mask is not None:
+                _save(staging / item.row.mask, item.mask)
+            return item.row
 
         for row in in_order(work, plan.items(batches), progress):
             rows.append(row)
@@ -79,6 +90,12 @@ def write_synthetic(
     return Manifest(Path(dest), rows)
 
 
+class _Item(NamedTuple):
+    row: Row
+    pixels: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | None
+
+
 class _Plan:
     """Gives each image its row, and checks what comes."""
 
@@ -88,23 +105,28 @@ class _Plan:
         self._class_of: dict[str, str] = {}
         self._paths: set[str] = set()
 
-    def items(self, batches: Iterable[Batch]) -> Iterator[tuple[Row, NDArray[np.uint8]]]:
-        for images, classes, seeds in batches:
-            _check_batch(images, classes, seeds)
+    def items(self, batches: Iterable[Batch]) -> Iterator[_Item]:
+        for batch in batches:
+            images, classes, seeds, masks = Batch(*batch)
+            _check_batch(images, classes, seeds, masks)
             # A copy: whoever samples may fill the same tensor again while this one is being written.
             pixels = images.permute(0, 2, 3, 1).cpu().numpy().copy()
-            for image, name, seed in zip(pixels, classes, seeds, strict=True):
-                yield self._row(name, int(seed)), image
+            shown = None if masks is None else (masks != 0).permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8) * 255
+            for place, (name, seed) in enumerate(zip(classes, seeds, strict=True)):
+                mask = shown[place] if shown is not None and shown[place].any() else None
+                yield _Item(self._row(name, int(seed), mask is not None), pixels[place], mask)
 
-    def _row(self, name: str, seed: int) -> Row:
-        path = str(PurePosixPath("ng", self._folder(name), f"{seed:09}.png"))
+    def _row(self, name: str, seed: int, located: bool) -> Row:
+        file = str(PurePosixPath(self._folder(name), f"{seed:09}.png"))
+        path = f"ng/{file}"
         if path in self._paths:
             raise UserError(
                 f"{path}: the seed {seed} was used twice for the class '{name}'", "Give every image its own seed."
             )
         self._paths.add(path)
         defect = "" if name == NG else name
-        return Row(path, NG, defect, origin=format_origin(self.kind, self.run, seed))
+        mask = f"masks/{file}" if located else ""
+        return Row(path, NG, defect, mask=mask, origin=format_origin(self.kind, self.run, seed))
 
     def _folder(self, name: str) -> str:
         """A portable folder name, another for each class even where the file system ignores case or accents' form."""
@@ -126,17 +148,24 @@ def _check_class(name: str) -> None:
         )
 
 
-def _check_batch(images: Tensor, classes: list[str], seeds: list[int]) -> None:
+def _check_batch(images: Tensor, classes: list[str], seeds: list[int], masks: Tensor | None) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images) == len(classes) == len(seeds):
         raise ValueError(
             f"expected uint8 [N, C, H, W] with N classes and seeds, not {images.dtype} {tuple(images.shape)} with "
             f"{len(classes)} and {len(seeds)}"
         )
+    if masks is not None and (masks.dtype != torch.uint8 or masks.shape != (len(images), 1, *images.shape[2:])):
+        raise ValueError(f"expected masks uint8 [N, 1, H, W], not {masks.dtype} {tuple(masks.shape)}")
     if images.shape[1] not in (1, 3):
         raise UserError(
             f"synthetic images of {images.shape[1]} channels cannot be saved as PNG",
             "Set image.channels in the recipe to 1 (grey) or 3 (RGB) and train the generator again.",
         )
+
+
+def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_png(pixels))
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.training.detectors.classifier import ClassifierMethod
+from kizu.training.detectors.draem import DRAEMMethod
 from kizu.training.detectors.fanogan import FAnoGANMethod
 from kizu.training.detectors.ganomaly import GANomalyMethod
-from kizu.training.loop import DetectorMethod
-from kizu.training.recipe import DetectorSection
+from kizu.training.detectors.memory import MemoryMethod
+from kizu.training.detectors.method import DetectorMethod
+from kizu.training.detectors.semi_supervised import SemiSupervisedMethod
+from kizu.training.recipe import AugmentSection, DetectorSection
 
-DETECTORS: dict[str, Callable[[InputGeometry, DetectorSection], DetectorMethod]] = {
+DETECTORS: dict[str, Callable[..., DetectorMethod]] = {
     "ganomaly": GANomalyMethod,
     "fanogan": FAnoGANMethod,
+    "draem": DRAEMMethod,
+    "memory": MemoryMethod,
     "classifier": ClassifierMethod,
+    "semi-supervised": SemiSupervisedMethod,
 }
+TELL_DEFECTS_APART = {"semi-supervised"}
+"""Those that are made for a number of defect classes."""
 
 
-def create_detector(geometry: InputGeometry, section: DetectorSection) -> DetectorMethod:
+def create_detector(
+    geometry: InputGeometry,
+    section: DetectorSection,
+    augment: AugmentSection | None = None,
+    *,
+    defects: Sequence[str] = (),
+) -> DetectorMethod:
     """The method that a recipe's `[detector]` names, with fresh weights from torch's current seed.
+
+    Args:
+        augment: the recipe's `[augment]`; it goes to methods that augment, and others leave it alone.
+        defects: the defect classes of the train split (`defect_classes`), for methods that tell them apart.
 
     Raises:
         UserError: unknown kind, preset or option.
     """
     if section.kind not in DETECTORS:
         raise UserError(f"Unknown detector '{section.kind}'.", f"Known detectors: {', '.join(DETECTORS)}.")
-    return DETECTORS[section.kind](geometry, section)
+    known = {"defects": tuple(defects)} if section.kind in TELL_DEFECTS_APART else {}
+    method = DETECTORS[section.kind](geometry, section, **known)
+    if method.augment is not None and augment is not None:
+        method.augment = augment
+    return method

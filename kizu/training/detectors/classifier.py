@@ -18,11 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
-from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -31,13 +28,19 @@ from kizu.models.bundle import InputGeometry
 from kizu.models.classifier import PRESETS, Classifier, ClassifierConfig, ResNetBackbone
 from kizu.training import options
 from kizu.training.augment.classic import augmented
-from kizu.training.data.batches import Batch, LabelledBatch
+from kizu.training.data.batches import Batch, LabelledBatch, Truth
+from kizu.training.detectors.calibration import calibrate
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.recipe import AugmentSection, DetectorSection
+from kizu.training.training_set import Sampling, TrainingSet
 
 SIZE = ("height", "width", "channels")
-STEEPEST = 50.0
-"""Bound of the fitted slope and of its inverse: even scores that tell nothing keep their order."""
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "falling": lambda done: 1 - done,
+    "rising": lambda done: done,
+}
+"""Share of training done → what a synthetic image's weight is multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class ClassifierTraining:
     """Weight of a synthetic image in the loss."""
     synthetic_ratio: float = 1.0
     """At most this many synthetic NG per real one in a batch; 0: none."""
+    synthetic_schedule: str = "constant"
+    """Weight of synthetic images over the training: `constant`, `falling` to nothing, or `rising` from it."""
     weight_decay: float = 0.05
     ema_decay: float = 0.998
     weights: str | None = None
@@ -68,6 +73,10 @@ class ClassifierTraining:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
+        if self.synthetic_schedule not in SCHEDULES:
+            raise ValueError(
+                f"synthetic_schedule must be one of {', '.join(SCHEDULES)}, not {self.synthetic_schedule!r}"
+            )
         bounds = {"ng_share": (0, 1), "fnr": (0, 1), "label_smoothing": (-1e-9, 1), "ema_decay": (-1e-9, 1)}
         for name, (low, high) in bounds.items():
             if not low < getattr(self, name) < high:
@@ -75,6 +84,16 @@ class ClassifierTraining:
         for name in ("multiplier", "dense_weight", "synthetic_weight", "synthetic_ratio", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+
+    @property
+    def synthetic_is_ng(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def unlabelled_share(self) -> float:
+        """None: it learns from labels alone."""
+        return 0.0
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -146,9 +165,20 @@ class CosineAdamW(AdamW):
     How many steps were taken is in its state, so a resumed run goes on where it stopped.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], rate: float, steps: int):
-        super().__init__([{**group, "taken": 0} for group in groups], lr=rate)
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        rate: float,
+        steps: int,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ):
+        super().__init__([{**group, "taken": 0} for group in groups], lr=rate, betas=betas)
         self.peak, self.steps = rate, steps
+
+    @property
+    def done(self) -> float:
+        """Share of the steps taken, in [0, 1]."""
+        return min(1.0, self.param_groups[0]["taken"] / self.steps)
 
     def step(self, closure: Any = None) -> Any:
         """One update."""
@@ -156,6 +186,15 @@ class CosineAdamW(AdamW):
             group["lr"] = self.peak * cosine(group["taken"], self.steps)
             group["taken"] += 1
         return super().step(closure)
+
+
+def decayed(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The network's parameters as groups for AdamW: decay for weights, none for biases and normalisation."""
+    parameters = list(network.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def cosine(step: int, steps: int) -> float:
@@ -166,51 +205,25 @@ def cosine(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
 
-def fit_logit(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
-    """(a, b) with a > 0 such that σ(a·s + b) fits the labels (Platt 1999, with his smoothed targets).
-
-    The targets (n_NG + 1) / (n_NG + 2) and 1 / (n_OK + 2) keep both finite where the scores separate the labels.
-    """
-    s, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
-    ng, ok = y.sum(), (1 - y).sum()
-    targets = np.where(y > 0.5, (ng + 1) / (ng + 2), 1 / (ok + 2))
-    middle, spread = s.mean(), s.std() or 1.0
-    z = (s - middle) / spread
-
-    def loss(p: np.ndarray) -> tuple[float, np.ndarray]:
-        slope = math.exp(p[0])
-        logits = slope * z + p[1]
-        residual = 0.5 * (1 + np.tanh(logits / 2)) - targets
-        value = float(np.mean(np.logaddexp(0, logits) - targets * logits))
-        return value, np.array([np.mean(residual * z) * slope, np.mean(residual)])
-
-    limit = math.log(STEEPEST)
-    found = minimize(loss, np.zeros(2), jac=True, bounds=[(-limit, limit), (None, None)], method="L-BFGS-B")
-    slope = math.exp(found.x[0]) / spread
-    return float(slope), float(found.x[1] - slope * middle)
-
-
 class ClassifierMethod:
     """One stage, one phase; `average` is what scores."""
 
+    uses_unlabelled = False
     learns_from_ng = True
 
     def __init__(self, geometry: InputGeometry, section: DetectorSection):
         self.config, self.training = configure(geometry, section)
         self.section = section
-        self.augment = AugmentSection()
+        self.sampling: Sampling | None = self.training
+        self.augment: AugmentSection | None = AugmentSection()
         self.notes: list[str] = []
         """What a person should know of how it was made."""
         classifier = Classifier(self.config)
         if self.training.weights is not None:
-            if not isinstance(classifier.backbone, ResNetBackbone):
-                raise UserError(
-                    "detector.options.weights: the backbone 'plain' has no weights to start from.",
-                    "Choose the preset resnet18 or resnet34, or leave weights out.",
-                )
             self.notes.append(load_backbone(classifier.backbone, Path(self.training.weights)))
         self.networks = nn.ModuleDict({"classifier": classifier, "average": copy.deepcopy(classifier)})
         self._last_logits: Tensor | None = None
+        self._optimizer: CosineAdamW | None = None
 
     @property
     def classifier(self) -> Classifier:
@@ -229,12 +242,8 @@ class ClassifierMethod:
     def stages(self, images: int) -> list[Stage]:
         """`epochs` passes, counted in the camera's images."""
         steps = max(1, round(self.section.epochs * images / self.section.batch_size))
-        parameters = list(self.classifier.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.training.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = CosineAdamW(groups, self.section.learning_rate or 2e-3, steps)
+        groups = decayed(self.classifier, self.training.weight_decay)
+        optimizer = self._optimizer = CosineAdamW(groups, self.section.learning_rate or 2e-3, steps)
         phase = Phase("fit", self.classifier, optimizer, self._losses)
         average = Ema(self.classifier, self.average, self.training.ema_decay)
         return [Stage("classifier", steps, [phase], averages=[average], problem=self._collapse)]
@@ -245,34 +254,20 @@ class ClassifierMethod:
         heat = torch.sigmoid(self.average(images)[1].float()) * 2 - 1
         return torch.cat([images, heat.expand_as(images)])
 
-    @torch.no_grad()
-    def calibrate(self, images: Tensor, owners: Tensor, labels: Tensor) -> None:
-        """Fit `slope` and `offset` on images that did not train; an image scores as its worst tile.
+    def begin(self, run: Path) -> None:
+        """Nothing to do."""
 
-        Args:
-            images: uint8 [M, C, h, w].
-            owners: which image each tile is of, int64 [M].
-            labels: of the images, 0 or 1, int64 [K].
-        """
-        self.average.eval()
-        device = self.average.slope.device
-        pieces = [
-            self.average.pooled(self.average.logits(piece.to(device, torch.float32) / 127.5 - 1)).float().cpu()
-            for piece in images.split(64)
-        ]
-        scores = torch.full((len(labels),), -torch.inf).scatter_reduce(0, owners, torch.cat(pieces), "amax")
-        slope, offset = fit_logit(scores.numpy(), labels.numpy())
-        self.average.slope.fill_(slope)
-        self.average.offset.fill_(offset)
-        ng = int(labels.sum())
-        self.notes.append(f"scores calibrated on {len(labels) - ng} OK and {ng} NG held out of training")
+    def finish(self, training: TrainingSet) -> None:
+        """Calibrate on what was held out, if anything was."""
+        if training.held_out is not None:
+            self.notes.append(calibrate(self.average, training.held_out))
 
     def _losses(self, batch: Batch) -> Losses:
         truth = batch.truth if isinstance(batch, LabelledBatch) else None
         masks = None if truth is None else truth.masks.float() / 255
-        images, masks = augmented(batch.images, masks, self.augment)
+        images, masks = augmented(batch.images, masks, self.augment or AugmentSection())
         labels = batch.labels.float()
-        weights = torch.ones_like(labels) if truth is None else truth.weights
+        weights = torch.ones_like(labels) if truth is None else self._weights(truth)
         places = self.classifier.logits(images).float()
         logits = self.classifier.pooled(places)
         self._last_logits = logits.detach()
@@ -281,6 +276,11 @@ class ClassifierMethod:
             return {"total": image}
         dense = dense_bce(places, masks, truth.located, weights)
         return {"total": image + self.training.dense_weight * dense, "image": image, "dense": dense}
+
+    def _weights(self, truth: Truth) -> Tensor:
+        done = 0.0 if self._optimizer is None else self._optimizer.done
+        factor = SCHEDULES[self.training.synthetic_schedule](done)
+        return torch.where(truth.synthetic, truth.weights * factor, truth.weights)
 
     def _collapse(self) -> str | None:
         spread = cast(Tensor, self._last_logits).std().item()
@@ -302,12 +302,18 @@ def configure(geometry: InputGeometry, section: DetectorSection) -> tuple[Classi
     return shape, options.configure(ClassifierTraining, {}, values, "detector.options")
 
 
-def load_backbone(backbone: ResNetBackbone, path: Path) -> str:
+def load_backbone(backbone: nn.Module, path: Path) -> str:
     """Load torchvision's weights of a ResNet; returns what was and was not used of the file.
 
     Raises:
-        UserError: the file is missing, is no file of weights, lacks one that is needed, or has one of another shape.
+        UserError: the backbone is none; the file is missing, is no file of weights, lacks one that is needed, or has
+            one of another shape.
     """
+    if not isinstance(backbone, ResNetBackbone):
+        raise UserError(
+            "detector.options.weights: the backbone 'plain' has no weights to start from.",
+            "Choose the preset resnet18 or resnet34, or leave weights out.",
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -17,6 +17,7 @@ from kizu.models.bundle import InputGeometry
 from kizu.models.fanogan import PRESETS, FAnoGAN, FAnoGANConfig
 from kizu.models.layers import pad_to
 from kizu.training.data.batches import Batch
+from kizu.training.detectors.method import OneClass
 from kizu.training.detectors.presets import configure
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.losses import wasserstein_critic, wasserstein_generator
@@ -28,14 +29,13 @@ PENALTY_WEIGHT = 10.0
 """λ of Gulrajani et al. 2017."""
 
 
-class FAnoGANMethod:
+class FAnoGANMethod(OneClass):
     """Two stages: `wgan-gp`, then `encoder`; each shows its first phase `epochs` passes over the images."""
-
-    learns_from_ng = False
 
     def __init__(self, geometry: InputGeometry, section: DetectorSection):
         self.config = configure(FAnoGANConfig, PRESETS, geometry, section)
         self.section = section
+        self.notes = []
         self.networks = FAnoGAN(self.config)
         self._fixed_noise = torch.randn(8, self.config.latent, generator=torch.Generator().manual_seed(0))
         self._last_generated: Tensor | None = None

@@ -18,6 +18,7 @@ from kizu.models.bundle import InputGeometry
 from kizu.models.ganomaly import PRESETS, GANomaly, GANomalyConfig
 from kizu.models.layers import init_dcgan, pad_to
 from kizu.training.data.batches import Batch
+from kizu.training.detectors.method import OneClass
 from kizu.training.detectors.presets import configure
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.losses import bce_discriminator
@@ -28,14 +29,13 @@ ADVERSARIAL_WEIGHT, CONTEXT_WEIGHT, ENCODER_WEIGHT = 1.0, 50.0, 1.0
 VANISHED_LOSS = 1e-5
 
 
-class GANomalyMethod:
+class GANomalyMethod(OneClass):
     """One stage: the discriminator's turn, then the generator's."""
-
-    learns_from_ng = False
 
     def __init__(self, geometry: InputGeometry, section: DetectorSection):
         self.config = configure(GANomalyConfig, PRESETS, geometry, section)
         self.section = section
+        self.notes = []
         self.networks = GANomaly(self.config)
         self._last_latent: Tensor | None = None
 

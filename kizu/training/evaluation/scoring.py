@@ -8,9 +8,11 @@ Notable here:
 
 from __future__ import annotations
 
+import csv
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,3 +158,13 @@ def _batches(
             yield take(largest)
     for shape in list(waiting):
         yield take(shape)
+
+
+def write_scores(path: Path, sets: Mapping[str, Scored]) -> None:
+    """Write every image's score as CSV with the columns set, path, label, defect, group and score."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["set", "path", "label", "defect", "group", "score"])
+        for name, scored in sets.items():
+            for row, score in zip(scored.rows, scored.scores.tolist(), strict=True):
+                writer.writerow([name, row.path, row.label, row.defect, row.group, repr(score)])

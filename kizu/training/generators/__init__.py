@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from kizu.errors import UserError
 from kizu.models.stylegan2 import PRESETS, StyleGAN2Config
 from kizu.training import options
 from kizu.training.augment.ada import AugmentConfig
+from kizu.training.generators.classic import Classic, ClassicConfig
+from kizu.training.generators.cutpaste import CutPaste, CutPasteConfig
+from kizu.training.generators.drawing import Drawer
+from kizu.training.generators.perlin import Perlin, PerlinConfig
+from kizu.training.generators.placing import OPTIONS as PLACING_OPTIONS
+from kizu.training.generators.placing import PlacingConfig
+from kizu.training.generators.poisson import Poisson, PoissonConfig
 from kizu.training.generators.stylegan2_ada import PRESETS as TRAINING_PRESETS
 from kizu.training.generators.stylegan2_ada import StyleGAN2ADAConfig
+from kizu.training.generators.views import Materials
 from kizu.training.recipe import GeneratorSection
 
-GENERATORS = ("stylegan2-ada",)
+GAN = "stylegan2-ada"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A kind that does not train."""
+
+    config: type
+    drawer: Callable[[Any, Materials], Drawer]
+    needs_ok: bool = True
+    needs_ng: bool = False
+    located_ng_if: Callable[[Any], bool] | None = None
+    """Tells of a configuration whether it needs NG whose defects are located."""
+
+
+DRAWN = {
+    "classic": Drawing(ClassicConfig, Classic, needs_ok=False, needs_ng=True),
+    "cutpaste": Drawing(CutPasteConfig, CutPaste),
+    "poisson": Drawing(PoissonConfig, Poisson, located_ng_if=lambda config: bool(config.patches == "ng")),
+    "perlin": Drawing(PerlinConfig, Perlin),
+}
+GENERATORS = (GAN, *DRAWN)
+OF_EVERY_KIND = {"kind", "count", "filter", "keep", "options"}
+"""Keys of `[generator]` that apply whatever the kind."""
 
 SHAPE = ("height", "width", "channels", "classes")
 """Fields of the network's configuration that the data decides."""
@@ -26,16 +59,15 @@ def configure(
     """What a recipe's `[generator]` asks for, for images of `size` (height, width) and so many classes (0: none).
 
     Raises:
-        UserError: unknown kind, preset, option or augmentation, or a value out of range.
+        UserError: unknown preset, option or augmentation, or a value out of range.
     """
-    if section.kind not in GENERATORS:
-        raise UserError(f"Unknown generator '{section.kind}'.", f"Known generators: {', '.join(GENERATORS)}.")
+    chosen_options = own_options(section)
     what = f"generator '{section.kind}'"
     preset = options.preset(PRESETS, section.preset, what)
     known = sorted(options.known_options(StyleGAN2Config, *SHAPE) + options.known_options(StyleGAN2ADAConfig, *SECTION))
-    options.check_names(section.options, known, "generator.options", what)
+    options.check_names(chosen_options, known, "generator.options", what)
     data: dict[str, Any] = {"height": size[0], "width": size[1], "channels": channels, "classes": classes}
-    shape = options.configure(StyleGAN2Config, data, {**preset, **section.options}, "generator.options")
+    shape = options.configure(StyleGAN2Config, data, {**preset, **chosen_options}, "generator.options")
     batch = section.batch_size or max(4, min(4096 // max(size), 32))
     keyed = {
         "batch_size": batch,
@@ -52,8 +84,60 @@ def configure(
             f"generator.freeze_discriminator must be at most {before_last}, not {section.freeze_discriminator}.",
             "So many layers come before the discriminator's last ones, which have to train.",
         )
-    chosen = {**TRAINING_PRESETS.get(section.preset, {}), **section.options}
+    chosen = {**TRAINING_PRESETS.get(section.preset, {}), **chosen_options}
     config = options.configure(StyleGAN2ADAConfig, keyed, chosen, "generator.options")
     switches = options.known_options(AugmentConfig)
     options.check_names(section.augmentations, switches, "generator.augmentations", "ADA")
     return shape, config, options.configure(AugmentConfig, {}, section.augmentations, "generator.augmentations")
+
+
+def check_keys(section: GeneratorSection) -> None:
+    """Refuse an unknown kind, and keys that do not apply to what the section asks for.
+
+    Raises:
+        UserError: names the key.
+    """
+    if section.kind not in GENERATORS:
+        raise UserError(f"Unknown generator '{section.kind}'.", f"Known generators: {', '.join(GENERATORS)}.")
+    if section.kind != GAN and (extra := sorted(section.model_fields_set - OF_EVERY_KIND)):
+        raise UserError(
+            f"generator.{extra[0]} does not apply to '{section.kind}', which does not train.",
+            f"Leave {', '.join(extra)} out; {section.kind}'s own settings stand in [generator.options].",
+        )
+    if section.kind != GAN and section.filter == "discriminator":
+        raise UserError(
+            f"generator.filter: '{section.kind}' has no discriminator.", 'Choose the filter "classifier", or none.'
+        )
+    if section.filter == "none" and section.keep is not None:
+        raise UserError(
+            "generator.keep says what share a filter keeps, and there is none.",
+            'Choose generator.filter = "classifier" or "discriminator", or leave generator.keep out.',
+        )
+
+
+def drawing_config(section: GeneratorSection) -> Any:
+    """The configuration of a kind that does not train.
+
+    Raises:
+        UserError: unknown option, or a value out of range.
+    """
+    config = DRAWN[section.kind].config
+    known = options.known_options(config)
+    options.check_names(section.options, known, "generator.options", f"generator '{section.kind}'")
+    return options.configure(config, {}, section.options, "generator.options")
+
+
+def placing_config(section: GeneratorSection) -> PlacingConfig:
+    """How the defects of a generator are placed; the other options are the generator's own.
+
+    Raises:
+        UserError: a value out of range.
+    """
+    return options.configure(PlacingConfig, {}, section.options, "generator.options")
+
+
+def own_options(section: GeneratorSection) -> dict[str, bool | int | float | str]:
+    """The options that make a trained generator what it is: all but those of placing."""
+    if not section.placed:
+        return dict(section.options)
+    return {name: value for name, value in section.options.items() if name not in PLACING_OPTIONS}

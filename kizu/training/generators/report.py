@@ -1,12 +1,21 @@
-"""What a person looks at after a generator has trained: two pictures and a page."""
+"""What a person looks at of a generator: pictures and a page."""
 
 from __future__ import annotations
 
+import base64
+from collections import Counter
+from html import escape
+from pathlib import Path
+
 import torch
+import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
+from kizu.training.data.synthetic import Batch
 from kizu.training.evaluation.generator_report import nearest_pairs, render_generator_report
 from kizu.training.evaluation.kid_fid import nearest_training_distance
+from kizu.training.generators.drawing import Generator
 from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.progress import save_grid
 from kizu.training.synthesis import GeneratorJob, interpolation, read_metrics
@@ -17,6 +26,11 @@ GRID = 48
 COLUMNS = 12
 BETWEEN = 8
 NEIGHBOURS = 12
+OUTLINED = 40
+"""Images of a picture that shows each with its mask."""
+LEAST_SIDE = 96
+"""Pixels of an image's longer side in that picture, at least: smaller ones are enlarged by a whole number."""
+OUTLINE = (255, 0, 96)
 
 
 def write_report(generator: TrainedGenerator, job: GeneratorJob) -> None:
@@ -61,3 +75,53 @@ def _neighbours(drawn: Tensor, job: GeneratorJob) -> Tensor | None:
     extractor = job.measure_with()
     found = nearest_training_distance(extractor(job.images.pixels), extractor(drawn))
     return nearest_pairs(drawn, job.images.pixels, found, NEIGHBOURS)
+
+
+def write_drawing_report(generator: Generator, folder: Path, title: str, facts: dict[str, str]) -> None:
+    """Write `grid.png` and `report.html` of a generator that does not train."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = write_grid(generator, folder / "grid.png")
+    picture = base64.b64encode((folder / "grid.png").read_bytes()).decode()
+    classes = ", ".join(f"{name} {count}" for name, count in sorted(Counter(shown.classes).items()))
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        for name, value in {**facts, "classes shown": classes}.items()
+    )
+    (folder / "report.html").write_text(
+        f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{escape(title)}: synthetic NG</title>
+<style>body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em }}
+th {{ text-align: left; padding-right: 2em; font-weight: 600; vertical-align: top }}
+img {{ max-width: 100%; image-rendering: pixelated }}</style>
+<h1>{escape(title)}: synthetic NG</h1>
+<table>{rows}</table>
+<p>Each image stands above itself with its mask outlined. These images only ever train: they calibrate no threshold and
+count in no figure.</p>
+<img alt="synthetic NG, and their masks" src="data:image/png;base64,{picture}">
+</html>
+""",
+        encoding="utf-8",
+    )
+
+
+def write_grid(generator: Generator, path: Path) -> Batch:
+    """Draw `OUTLINED` images, each above itself with its mask outlined; returns them."""
+    shown = generator.draw(range(OUTLINED), generator.class_numbers(OUTLINED))
+    side = max(shown.images.shape[2:])
+    columns = 10 if side <= 128 else 5
+    save_grid(outlined(shown, columns, max(1, -(-LEAST_SIDE // side))), path, columns)
+    return shown
+
+
+def outlined(batch: Batch, columns: int, times: int) -> Tensor:
+    """Rows of `columns` images, enlarged, and below each row the same with outlines: uint8 [2 · N, 3, H, W]."""
+    images = F.interpolate(batch.images.float(), scale_factor=times, mode="nearest").to(torch.uint8)
+    images = images.expand(-1, 3, -1, -1).clone()
+    marked = images.clone()
+    if batch.masks is not None:
+        masks = F.interpolate(batch.masks.float(), scale_factor=times, mode="nearest")[:, 0].numpy() > 0
+        for image, mask in zip(marked, masks, strict=True):
+            line = torch.from_numpy(ndimage.binary_dilation(mask) & ~mask)
+            image[:, line] = torch.tensor(OUTLINE, dtype=torch.uint8)[:, None]
+    pairs = zip(images.split(columns), marked.split(columns), strict=True)
+    return torch.cat([part for pair in pairs for part in pair])

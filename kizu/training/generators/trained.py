@@ -21,6 +21,7 @@ from torch import Tensor
 from kizu.errors import UserError
 from kizu.models.stylegan2 import Generator, StyleGAN2Config
 from kizu.training.data.loading import to_pixels
+from kizu.training.data.synthetic import Batch
 from kizu.training.priors import Prior, make_prior
 
 FILE = "generator.pt"
@@ -56,7 +57,7 @@ class TrainedGenerator:
             UserError: the generator never saw the class, or cannot be asked for one.
         """
         if wanted is None:
-            return _interleaved(self.counts, count) if self.conditional else [0] * count
+            return interleaved(self.counts, count) if self.conditional else [0] * count
         if wanted not in self.classes:
             raise UserError(
                 f"The generator never saw the defect class '{wanted}'.", f"It knows: {', '.join(self.classes)}."
@@ -96,13 +97,17 @@ class TrainedGenerator:
 
     def batches(
         self, count: int, *, seed: int = 0, wanted: str | None = None, truncation: float = 1.0, size: int = 32
-    ) -> Iterator[tuple[Tensor, list[str], list[int]]]:
+    ) -> Iterator[Batch]:
         """`count` images with their classes and seeds, seeds counting up from `seed`."""
         numbers = self.class_numbers(count, wanted)
         for start in range(0, count, size):
             chunk = numbers[start : start + size]
             seeds = list(range(seed + start, seed + start + len(chunk)))
-            yield self.images(seeds, chunk, truncation), [self.name(n) for n in chunk], seeds
+            yield self.draw(seeds, chunk, truncation)
+
+    def draw(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> Batch:
+        """One image for each seed and class number, without masks: where its defects are, a generator cannot tell."""
+        return Batch(self.images(seeds, numbers, truncation), [self.name(n) for n in numbers], list(seeds))
 
     def save(self, folder: Path) -> Path:
         """Write `generator.pt`, whole or not at all."""
@@ -157,7 +162,7 @@ def make_prior_from_state(state: dict[str, Any], latent: int) -> Prior:
     return make_prior(state["kind"], latent, images=None, state=state)
 
 
-def _interleaved(counts: Sequence[int], count: int) -> list[int]:
+def interleaved(counts: Sequence[int], count: int) -> list[int]:
     """Class numbers in proportion to `counts`: each next one goes to the class that is furthest behind its share."""
     total = sum(counts)
     given: Counter[int] = Counter()

@@ -267,3 +267,47 @@ def test_what_cannot_be_cut_is_said_by_file_with_a_remedy(
 def test_arguments_are_checked(board: Manifest, options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         cut(board, ng(box(1, 1, 2, 2)), **options)
+
+
+def test_a_crop_comes_with_the_share_of_each_pixel_that_is_defect(board: Manifest) -> None:
+    row = ng(box(30, 20, 34, 24), box(36, 20, 40, 24, "open"))
+    crops = cut(board, row)
+    truth = np.zeros((60, 80), np.uint8)
+    truth[20:24, 30:34] = truth[20:24, 36:40] = 255
+    assert crops.masks is not None
+    for mask, source in zip(crops.masks, crops.sources, strict=True):
+        x0, y0, x1, y1 = source.window
+        np.testing.assert_array_equal(mask[0].numpy(), truth[y0:y1, x0:x1])
+    assert crops.located.tolist() == [True, True]
+
+
+def test_a_crop_s_mask_is_resized_as_the_crop_is(board: Manifest) -> None:
+    crops = cut(board, ng(box(30, 20, 35, 24)), crop=32)
+    assert crops.masks is not None
+    (x0, y0, x1, y1) = crops.sources[0].window
+    truth = np.zeros((60, 80), np.uint8)
+    truth[20:24, 30:35] = 255
+    prepare = Geometry(GREY)
+    expected = (prepare(torch.from_numpy(truth[y0:y1, x0:x1].copy())[None, :, :, None])[0] + 1) * 127.5
+    assert torch.equal(crops.masks[0], expected.round().to(torch.uint8))
+    assert crops.masks[0].sum() == pytest.approx(255 * 5 * 4 / 4, rel=0.02)
+
+
+def test_a_mask_file_says_more_than_boxes_and_without_either_nothing_is_located(board: Manifest) -> None:
+    row = replace(ng(box(30, 20, 38, 28)), mask=draw_mask(board.root, (32, 22, 34, 25)))
+    crops = cut(board, row)
+    assert crops.masks is not None
+    assert int((crops.masks > 0).sum()) == 2 * 3
+    unknown = cut(board, Row("a.png", NG, "dent"))
+    assert unknown.located.tolist() == [False]
+    assert unknown.masks is not None
+    assert not unknown.masks.any()
+    assert Crops(unknown.images, ["dent"], []).located.tolist() == [False]
+
+
+def test_exact_windows_do_not_grow_and_show_a_large_defect_s_middle(board: Manifest) -> None:
+    row = ng(box(10, 10, 60, 50))
+    window = cut(board, row, crop=16, exact=True, context=0).sources[0].window
+    assert window == (27, 22, 43, 38)
+    grown = cut(board, row, crop=16, context=0).sources[0].window
+    assert grown[2] - grown[0] == 50

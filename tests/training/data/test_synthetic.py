@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from kizu.errors import UserError
+from kizu.models.bundle import InputGeometry
+from kizu.training.data.labelled import labelled_images
 from kizu.training.data.manifest import NG, Manifest, Row
 from kizu.training.data.synthetic import Batch, write_synthetic
 
@@ -64,6 +66,30 @@ def test_rows_are_ng_with_class_and_origin_and_nothing_else(tmp_path: Path) -> N
 def test_the_same_images_give_the_same_fingerprint_and_another_run_does_not(tmp_path: Path) -> None:
     prints = [write(tmp_path / run, "a", "b", run=run[0]).fingerprint() for run in ("r", "r again", "s")]
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_masks_are_written_beside_and_an_empty_one_is_none(tmp_path: Path) -> None:
+    images = torch.stack([sample(seed) for seed in (3, 4)])
+    masks = torch.zeros(2, 1, 12, 20, dtype=torch.uint8)
+    masks[0, 0, 2:5, 7:11] = 1
+    batch = Batch(images, ["short", "short"], [3, 4], masks)
+    manifest = write_synthetic(tmp_path / "set", [batch], kind="g", run="r", total=2)
+    assert [row.mask for row in manifest.rows] == ["masks/short/000000003.png", ""]
+    read = Manifest.read(tmp_path / "set")
+    assert read.rows == manifest.rows
+    np.testing.assert_array_equal(read.mask(read.rows[0]), masks[0, 0].numpy() > 0)
+    assert sorted(path.name for path in (tmp_path / "set").rglob("*.png")) == ["000000003.png"] * 2 + ["000000004.png"]
+
+
+def test_a_synthetic_mask_teaches_as_a_real_one_does(tmp_path: Path) -> None:
+    masks = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
+    masks[0, 0, 4:8, 4:8] = 255
+    batch = Batch(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), ["a", "a"], [0, 1], masks)
+    drawn = write_synthetic(tmp_path / "set", [batch], kind="g", run="r", total=2)
+    images = labelled_images(drawn, drawn.rows, InputGeometry(height=16, width=16, channels=1))
+    assert images.labels.tolist() == [1, 1]
+    assert torch.equal(images.masks[images.mask_of[0]], masks[0])
+    assert int(images.mask_of[1]) == -1
 
 
 def test_a_defect_without_a_name_stays_without(tmp_path: Path) -> None:
@@ -167,6 +193,7 @@ IMAGE = sample(0)[None]
         ((IMAGE.float(), ["a"], [0]), ValueError, "expected uint8"),
         ((IMAGE[0], ["a"], [0]), ValueError, "expected uint8"),
         ((IMAGE, ["a", "b"], [0]), ValueError, "with 2 and 1"),
+        ((IMAGE, ["a"], [0], IMAGE[:, :, 1:]), ValueError, "expected masks"),
     ],
 )
 def test_bad_batches_are_refused_and_leave_nothing(

@@ -11,19 +11,21 @@ from torchvision import models
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.models.inspector import Inspector
-from kizu.training.data.batches import Batches, LabelledBatches, Stratum, apportion
+from kizu.training.data.batches import Batches, LabelledBatches, Stratum, Truth, apportion
 from kizu.training.data.labelled import UNCLEAR, hold_out, joined, labelled_images, rasterised
 from kizu.training.data.manifest import NG, OK, Box, Row
 from kizu.training.data.render import render_boards
+from kizu.training.data.splits import Splits
 from kizu.training.data.synthetic import write_synthetic
 from kizu.training.detectors import create_detector
+from kizu.training.detectors.calibration import fit_logit
 from kizu.training.detectors.classifier import (
+    SCHEDULES,
     ClassifierTraining,
     CosineAdamW,
     bce,
     cosine,
     dense_bce,
-    fit_logit,
     neyman_pearson,
     partial_auc,
 )
@@ -32,8 +34,9 @@ from kizu.training.export import torch_scorer
 from kizu.training.loop import Interrupted, LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
-from kizu.training.recipe import DetectorSection, parse_recipe
-from kizu.training.training_set import training_set
+from kizu.training.recipe import AugmentSection, DetectorSection, parse_recipe
+from kizu.training.run import Run
+from kizu.training.training_set import HeldOut, TrainingSet, labelled_set
 
 GEOMETRY = InputGeometry(height=32, width=32, channels=1)
 
@@ -127,6 +130,20 @@ def test_a_batch_is_apportioned(arguments, expected):
     assert apportion(*arguments) == expected
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((30, 0.5, 40, 0, 1.0), (15, 15, 0)),
+        ((30, 0.5, 40, 500, 1.0), (10, 10, 10)),
+        ((30, 0.5, 40, 10, 1.0), (13, 14, 3)),  # 30 · ⅛ / 1⅛ = 3.3
+        ((30, 0.5, 40, 500, 1000.0), (3, 2, 25)),  # none comes more often than a real one
+    ],
+)
+def test_synthetic_ng_that_are_not_ng_stand_beside_the_labelled_images(arguments, expected):
+    ok, ng, synthetic = apportion(*arguments, synthetic_is_ng=False)
+    assert (ok, ng, synthetic) == expected
+
+
 def test_bce_is_its_formula():
     s, y, w = torch.tensor([1.2, -0.7, 3.0]), torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 2.0, 0.5])
     p, t = torch.sigmoid(s), y * 0.8 + 0.1
@@ -200,6 +217,35 @@ def test_the_rate_warms_up_falls_to_nothing_and_survives_a_restart():
     assert other.param_groups[0]["lr"] == pytest.approx(0.1 * cosine(7, 100))
 
 
+@pytest.mark.parametrize(("schedule", "factors"), [("constant", [1, 1]), ("falling", [1, 0.75]), ("rising", [0, 0.25])])
+def test_synthetic_images_weigh_by_their_schedule_and_the_cameras_do_not(schedule, factors):
+    method = create_detector(GEOMETRY, section_of(features=4, epochs=1, synthetic_schedule=schedule))
+    optimizer = method.stages(32 * 4)[0].phases[0].optimizer
+    synthetic = torch.tensor([False, True, True])
+    nothing = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
+    truth = Truth(nothing, ~synthetic, torch.tensor([1.0, 1.0, 0.5]), torch.tensor([0, 1, 1]), synthetic)
+    for factor in factors:
+        assert method._weights(truth).tolist() == [1.0, factor, 0.5 * factor]
+        optimizer.step()
+    resumed = create_detector(GEOMETRY, section_of(features=4, epochs=1, synthetic_schedule=schedule))
+    resumed.stages(32 * 4)[0].phases[0].optimizer.load_state_dict(optimizer.state_dict())
+    assert resumed._weights(truth)[1].item() == SCHEDULES[schedule](0.5)
+
+
+def test_a_schedule_moves_the_loss_by_the_weights_it_gives(boards):
+    rows = [row for row in boards.rows if row.label == OK][:4] + [row for row in boards.rows if row.label == NG][:4]
+    images = labelled_images(boards, rows, GEOMETRY)
+    made = torch.arange(8) >= 4  # with no weight left for NG, only OK teach
+    batches = batches_of(images, [Stratum(torch.arange(8), 8)], synthetic=made)
+    method = create_detector(GEOMETRY, section_of(features=4, synthetic_schedule="rising", dense_weight=0))
+    method.augment = AugmentSection(shift=0, brightness=0, contrast=0, noise=0)
+    method.stages(8)
+    batch = batches.next()
+    loss = method._losses(batch)["total"]
+    logits = method.classifier.pooled(method.classifier.logits(batch.images))
+    torch.testing.assert_close(loss, F.softplus(logits[batch.labels == 0]).mean())
+
+
 def log_loss(logits, labels):
     return np.mean(np.logaddexp(0, logits) - labels * logits)
 
@@ -245,7 +291,7 @@ def test_joined_sets_keep_their_masks(boards):
     rows = [row for row in boards.rows if row.label == NG][:4]
     a, b = labelled_images(boards, rows[:2], GEOMETRY), labelled_images(boards, rows[2:], GEOMETRY)
     both, whole = joined(a, b), labelled_images(boards, rows, GEOMETRY)
-    for name in ("images", "labels", "masks", "mask_of", "owners", "synthetic"):
+    for name in ("images", "labels", "masks", "mask_of", "owners", "synthetic", "defects"):
         assert torch.equal(getattr(both, name), getattr(whole, name)), name
 
 
@@ -270,10 +316,9 @@ def test_synthetic_ng_are_in_every_batch_with_their_weight_and_nowhere_else(boar
     options = {"synthetic_ratio": 1.0, "synthetic_weight": 0.25}
     content = {"name": "x", "dataset": "x", "detector": {"kind": "classifier", "batch_size": 16, "options": options}}
     recipe = parse_recipe(content | {"image": {"size": 32, "channels": 1}}, "here")
-    sampling = ClassifierTraining(**options)
-    log = RunLog(None, quiet=True)
-    kwargs = {"device": torch.device("cpu"), "processes": Processes(), "log": log}
-    found = training_set(boards, boards.rows, drawn, recipe, sampling, **kwargs)
+    run = Run(recipe, boards, Splits(boards.rows, [], []), "data", tmp_path, tmp_path)
+    kwargs = {"device": torch.device("cpu"), "processes": Processes(), "log": RunLog(None, quiet=True)}
+    found = labelled_set(run, recipe.detector[0], ClassifierTraining(**options), drawn, **kwargs)
     assert found.synthetic_ng == 30
     assert found.held_out.labels.tolist().count(1) == 19
     assert not (found.held_out.images == 77).flatten(1).all(1).any()
@@ -287,7 +332,7 @@ def test_synthetic_ng_are_in_every_batch_with_their_weight_and_nowhere_else(boar
         assert torch.equal(batch.truth.weights, torch.where(is_drawn, 0.25, 1.0))
         assert torch.equal(batch.truth.located, ~is_drawn)
         assert ((batch.truth.masks > 0).flatten(1).any(1) == (batch.labels == 1) & ~is_drawn).all()
-    none = training_set(boards, boards.rows, drawn, recipe, ClassifierTraining(synthetic_ratio=0.0), **kwargs)
+    none = labelled_set(run, recipe.detector[0], ClassifierTraining(synthetic_ratio=0.0), drawn, **kwargs)
     assert none.synthetic_ng == 0
     assert len(none.batches.images) == 590 - 59
 
@@ -356,7 +401,7 @@ def test_held_out_images_calibrate_the_average_and_an_image_is_its_worst_tile():
     with torch.no_grad():
         raw = method.average.eval()(images.float() / 127.5 - 1)[0].view(6, 2).amax(1)
     for _ in range(2):  # the second time changes nothing
-        method.calibrate(images, owners, labels)
+        method.finish(TrainingSet(Batches(images, 2, 0), HeldOut(images, owners, labels)))
         slope, offset = fit_logit(raw.numpy(), labels.numpy())
         assert method.average.slope.item() == pytest.approx(slope, rel=1e-3)
         assert method.average.offset.item() == pytest.approx(offset, rel=1e-3)
@@ -382,7 +427,15 @@ def test_weights_of_a_backbone_come_from_a_file_and_must_fit(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"loss": "focal"}, {"ng_share": 0}, {"ng_share": 1}, {"fnr": 2}, {"synthetic_ratio": -1}, {"pool": "mean"}],
+    [
+        {"synthetic_schedule": "never"},
+        {"loss": "focal"},
+        {"ng_share": 0},
+        {"ng_share": 1},
+        {"fnr": 2},
+        {"synthetic_ratio": -1},
+        {"pool": "mean"},
+    ],
     ids=str,
 )
 def test_options_out_of_range_are_refused_by_name(options):

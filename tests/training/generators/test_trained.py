@@ -114,8 +114,9 @@ def test_batches_count_seeds_and_do_not_depend_on_their_size():
 
     def made(size):
         parts = list(generator.batches(7, seed=100, size=size))
-        images = torch.cat([images for images, _, _ in parts])
-        return images, [n for _, names, _ in parts for n in names], [s for _, _, seeds in parts for s in seeds]
+        images = torch.cat([part.images for part in parts])
+        assert all(part.masks is None for part in parts)
+        return images, [n for part in parts for n in part.classes], [s for part in parts for s in part.seeds]
 
     images, names, seeds = made(3)
     others = made(32)

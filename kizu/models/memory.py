@@ -1,0 +1,320 @@
+"""A memory of good parts: what an image shows at each place, compared with the nearest of what OK parts ever showed.
+
+Roth et al., "Towards Total Recall in Industrial Anomaly Detection" (PatchCore), CVPR 2022.
+
+Notable here:
+- Nearest neighbours are a matrix product inside the graph, a piece of the memory at a time; the distance to the one
+  that is found is then taken from the difference itself, so that what OK parts show exactly loses no digits.
+- Three levels of a network, each averaged over 3×3 of its own places (equation 3), on the grid of the middle one.
+- A level weighs by how much its features vary over OK parts, not by the network's scale.
+- An image's score is its largest distance (equation 6), and on demand what equation 7 makes of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kizu.models.classifier import FINE_BELOW, ClassifierConfig, PlainBlock, ResNetBackbone
+from kizu.models.layers import pad_to
+from kizu.models.stylegan2 import Discriminator
+
+SELF_SUPERVISED, DISCRIMINATOR = "self-supervised", "discriminator"
+RESNETS = ("resnet18", "resnet34")
+FEATURES = (SELF_SUPERVISED, DISCRIMINATOR, *RESNETS)
+SCORES = ("max", "reweighted")
+LEVELS = 3
+PIECE = 256
+"""Places of the memory that are compared at once: bounds the working memory, not the result."""
+FLOOR = 0.1
+"""Distances are √(d² + c²), c this share of the memory's spread: orders nothing anew, and keeps a score's rounding
+far below the score where a part is exactly as remembered."""
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What is remembered; `height` and `width` in pixels."""
+
+    height: int
+    width: int
+    channels: int
+    features: str = SELF_SUPERVISED
+    """`self-supervised`, `discriminator` (of the run's generator), `resnet18` or `resnet34`."""
+    filters: int = 16
+    """`self-supervised`: channels of its first convolution; 2, 4 and 4 times as many on its levels."""
+    memory: int = 1000
+    """Places of OK parts that are remembered, at most."""
+    dimensions: int = 0
+    """Features are projected to so many by a fixed Gaussian matrix; 0: not at all."""
+    score: str = "max"
+    """`max`: the largest distance; `reweighted`: that, times how lonely its neighbour in the memory is (equation 7)."""
+    neighbours: int = 9
+    """`reweighted`: how many neighbours of the neighbour count."""
+    blur: float = 0.0
+    """Standard deviation in pixels of the Gaussian that smooths the heatmap; 0: none. It never changes the score."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("features", self.features, FEATURES), ("score", self.score, SCORES)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        for name, least in (("filters", 1), ("memory", 2), ("dimensions", 0), ("neighbours", 2), ("blur", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+    @property
+    def stride(self) -> int:
+        """Pixels from place to place: 4, and 8 where the shorter side has at least `FINE_BELOW`."""
+        return 4 if min(self.height, self.width) < FINE_BELOW else 8
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of places."""
+        return math.ceil(self.height / self.stride), math.ceil(self.width / self.stride)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"features": SELF_SUPERVISED},
+    "discriminator": {"features": DISCRIMINATOR},
+    "resnet18": {"features": "resnet18"},
+    "resnet34": {"features": "resnet34"},
+}
+
+
+class Backbone(Protocol):
+    """Where features come from."""
+
+    widths: Sequence[int]
+    """Channels of each level."""
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """[N, C, H, W] in [−1, 1] → maps at half, at once and at twice the configuration's stride."""
+        ...
+
+
+class LocalEncoder(nn.Module):
+    """A small residual network whose places see little of the image: levels of 2, 4 and 4 times `filters` channels."""
+
+    def __init__(self, config: MemoryConfig):
+        super().__init__()
+        f = config.filters
+        self.widths = (2 * f, 4 * f, 4 * f)
+        self.stem = nn.Sequential(
+            nn.Conv2d(config.channels, f, 3, config.stride // 4, 1, bias=False), nn.BatchNorm2d(f), nn.ReLU()
+        )
+        self.blocks = nn.ModuleList([PlainBlock(f, 2 * f, 2), PlainBlock(2 * f, 4 * f, 2), PlainBlock(4 * f, 4 * f, 2)])
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """As `Backbone.levels`."""
+        x = self.stem(x)
+        maps = []
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+
+class ResNetLevels(nn.Module):
+    """The first three layers of torchvision's ResNet."""
+
+    widths = (64, 128, 256)
+
+    def __init__(self, config: MemoryConfig):
+        super().__init__()
+        self.network = ResNetBackbone(
+            ClassifierConfig(config.height, config.width, config.channels, backbone=config.features)
+        )
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """As `Backbone.levels`."""
+        return self.network.levels(x)
+
+
+class DiscriminatorLevels(nn.Module):
+    """Three of a StyleGAN2 discriminator's residual blocks, and those before them.
+
+    Args:
+        discriminator: for images of the configuration's size and channels; it is copied.
+
+    Raises:
+        ValueError: its images are of another size.
+    """
+
+    def __init__(self, config: MemoryConfig, discriminator: Discriminator):
+        super().__init__()
+        shape = discriminator.config
+        if (shape.height, shape.width, shape.channels) != (config.height, config.width, config.channels):
+            raise ValueError(f"the discriminator judges {shape.width}×{shape.height} pixels, {shape.channels} channels")
+        first = config.stride // 4 - 1
+        self.network = copy.deepcopy(discriminator)
+        self.network.blocks = self.network.blocks[: first + LEVELS]
+        # What judges an image as a whole, and compares it with others of its batch, has no places.
+        del self.network.verdict, self.network.mapping
+        self.first = first
+        self.widths = tuple(shape.features(shape.depth - 1 - first - level) for level in range(LEVELS))
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """As `Backbone.levels`."""
+        return self.network.features(x)[self.first :]
+
+
+class Places(nn.Module):
+    """An image's features at each place of the grid, from the levels of a backbone."""
+
+    def __init__(self, config: MemoryConfig, backbone: nn.Module):
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.widths = tuple(cast(Backbone, backbone).widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] in [−1, 1] → [N, sum of widths, rows, columns]."""
+        rows, columns = self.config.grid
+        maps = cast(Backbone, self.backbone).levels(x)
+        fine, middle, coarse = (F.avg_pool2d(m, 3, 1, 1, count_include_pad=False) for m in maps)
+        even = pad_to(fine, fine.shape[2] + fine.shape[2] % 2, fine.shape[3] + fine.shape[3] % 2)
+        double = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+        # Levels of odd or padded images reach over the grid's lower and right edge.
+        on_grid = [m[:, :, :rows, :columns] for m in (F.avg_pool2d(even, 2), middle, double)]
+        return torch.cat(on_grid, 1)
+
+
+def squared_distances(points: Tensor, memory: Tensor, squares: Tensor) -> Tensor:
+    """‖f‖² − 2 f·m + ‖m‖² ≥ 0 of each pair, as one matrix product: [N, D], [K, D], ‖m‖² [K] → [N, K]."""
+    products = torch.addmm(squares, points, memory.T, alpha=-2.0)
+    return (products + points.square().sum(1, keepdim=True)).clamp(min=0)
+
+
+def smoothed(heatmap: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of [N, 1, H, W] with its edges repeated; the identity for σ = 0."""
+    if not sigma:
+        return heatmap
+    radius = math.ceil(3 * sigma)
+    offset = torch.arange(-radius, radius + 1, device=heatmap.device, dtype=heatmap.dtype)
+    weights = torch.exp(-0.5 * (offset / sigma) ** 2)
+    weights = weights / weights.sum()
+    wide = F.pad(heatmap, (radius, radius, radius, radius), mode="replicate")
+    return F.conv2d(F.conv2d(wide, weights[None, None, None]), weights[None, None, :, None])
+
+
+class MemoryDetector(nn.Module):
+    """The detector: places of an image, and the memory that they are compared with.
+
+    `forward` maps x [N, C, height, width] in [−1, 1] to score [N] and heatmap [N, 1, height, width], both distances in
+    units of the features' spread. It raises RuntimeError until `weigh` and `remember` have been called, or a state with
+    a memory loaded.
+
+    Args:
+        seed: of the Gaussian projection, if there is one.
+    """
+
+    gains: Tensor
+    projection: Tensor
+    centre: Tensor
+    bank: Tensor
+    squares: Tensor
+    nearby: Tensor
+    floor: Tensor
+
+    def __init__(self, config: MemoryConfig, backbone: nn.Module, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.places = Places(config, backbone)
+        inputs = sum(self.places.widths)
+        self.register_buffer("gains", torch.ones(inputs))
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(inputs, config.dimensions, generator=generator) / math.sqrt(max(1, config.dimensions))
+        self.register_buffer("projection", drawn)
+        width = config.dimensions or inputs
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("bank", torch.zeros(0, width))
+        self.register_buffer("squares", torch.zeros(0))
+        self.register_buffer("nearby", torch.zeros(0, 0, dtype=torch.int64))
+        self.register_buffer("floor", torch.zeros(()))
+
+    @torch.no_grad()
+    def weigh(self, features: Tensor) -> None:
+        """Give each level the same share of the variance, 1 in sum: features [M, sum of widths] of OK parts."""
+        gains = []
+        for level in features.split(self.places.widths, dim=1):
+            variance = level.var(0, correction=0).sum()
+            gain = (LEVELS * variance).rsqrt() if variance > 0 else torch.ones_like(variance)
+            gains.append(gain.expand(level.shape[1]))
+        self.gains.copy_(torch.cat(gains))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Weighed and projected, before centring: [M, sum of widths] → [M, D]."""
+        weighed = features * self.gains
+        return weighed @ self.projection if self.config.dimensions else weighed
+
+    @torch.no_grad()
+    def remember(self, embedded: Tensor) -> None:
+        """Make [K, D], as `embed` gives them, the memory; 1 ≤ K ≤ `config.memory`."""
+        if not 1 <= len(embedded) <= self.config.memory:
+            raise ValueError(f"{len(embedded)} places for a memory of 1 to {self.config.memory}")
+        self.centre = embedded.mean(0)
+        self.bank = embedded - self.centre
+        self.squares = self.bank.square().sum(1)
+        among = torch.cat([squared_distances(p, self.bank, self.squares) for p in self.bank.split(PIECE)])
+        among.fill_diagonal_(-1.0)  # a place is its own nearest, even beside an equal one
+        self.nearby = among.topk(min(self.config.neighbours, len(embedded)), dim=1, largest=False).indices
+        # A memory of one place has no spread; a unit is then as good as any.
+        spread = self.squares.mean().sqrt()
+        self.floor = FLOOR * torch.where(spread > 0, spread, torch.ones_like(spread))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not len(self.bank):
+            raise RuntimeError("the memory is empty: it is filled from OK parts after training, before anything scores")
+        rows, columns = self.config.grid
+        features = self.places(x).permute(0, 2, 3, 1).flatten(0, 2)
+        f = self.embed(features) - self.centre
+        nearest = self._nearest(f)
+        distance = self._distance(f, self.bank.index_select(0, nearest)).reshape(-1, rows * columns)
+        score = distance.amax(1)
+        if self.config.score == "reweighted" and self.nearby.shape[1] > 1:
+            score = score * self._loneliness(f, nearest, distance)
+        heatmap = distance.reshape(-1, 1, rows, columns)
+        heatmap = F.interpolate(heatmap, scale_factor=float(self.config.stride), mode="bilinear", align_corners=False)
+        return score, smoothed(heatmap[:, :, : x.shape[2], : x.shape[3]], self.config.blur)
+
+    def _nearest(self, f: Tensor) -> Tensor:
+        """Which place of the memory is nearest: [M, D] → [M]; ‖f‖², the same for all, is left out."""
+        found: tuple[Tensor, Tensor] | None = None
+        for start in range(0, len(self.bank), PIECE):
+            piece = slice(start, start + PIECE)
+            ranks = torch.addmm(self.squares[piece], f, self.bank[piece].T, alpha=-2.0)
+            least, place = ranks.topk(1, dim=1, largest=False)
+            if found is None:
+                found = least, place
+                continue
+            closer = least < found[0]
+            found = torch.where(closer, least, found[0]), torch.where(closer, place + start, found[1])
+        assert found is not None
+        return found[1][:, 0]
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        return ((a - b).square().sum(-1) + self.floor.square()).sqrt()
+
+    def _loneliness(self, f: Tensor, nearest: Tensor, distance: Tensor) -> Tensor:
+        """1 − exp(d(m*)) / Σ exp(d(m)) over the neighbours m of m*, itself the first of them (equation 7): [N]."""
+        worst = distance.argmax(1)
+        place = worst + torch.arange(distance.shape[0], device=f.device) * distance.shape[1]
+        around = self.bank[self.nearby[nearest[place]]]
+        return 1 - torch.softmax(self._distance(f[place][:, None], around), 1)[:, 0]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """A state may hold any number of places."""
+        for name in ("bank", "squares", "nearby"):
+            given, own = state_dict.get(prefix + name), getattr(self, name)
+            if given is not None and len(given) <= self.config.memory and given.ndim == own.ndim:
+                setattr(self, name, own.new_zeros(given.shape))
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,0 +1,311 @@
+"""How a memory of good parts is made (networks and paper: `kizu.models.memory`).
+
+Notable here:
+- Features come from where the recipe says. By default a small encoder learns them in this run, from OK and unlabelled
+  images: it marks what was pasted into them from elsewhere (CutPaste, Li et al., CVPR 2021), at each place and not for
+  the image as a whole, as the memory needs it. Only its features stay; no place is scored by what it says of pastes.
+- The memory is filled once, after training, from images known to be OK: a greedy k-centre coreset (Roth et al. 2022,
+  algorithm 1), which leaves no place of an OK part further from it than twice what is possible.
+- That step draws from seeds of its own: a resumed run gets the same memory, bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from kizu.errors import UserError
+from kizu.models.bundle import InputGeometry
+from kizu.models.memory import (
+    DISCRIMINATOR,
+    PRESETS,
+    RESNETS,
+    SELF_SUPERVISED,
+    DiscriminatorLevels,
+    LocalEncoder,
+    MemoryConfig,
+    MemoryDetector,
+    ResNetLevels,
+)
+from kizu.models.stylegan2 import Discriminator
+from kizu.training import checkpoint, options
+from kizu.training.augment.classic import recorded
+from kizu.training.augment.geometry import blit, translation
+from kizu.training.data.batches import Batch
+from kizu.training.detectors.classifier import CosineAdamW, load_backbone
+from kizu.training.detectors.method import OneClass
+from kizu.training.generators.stage import FOLDER as GENERATOR_FOLDER
+from kizu.training.generators.trained import TrainedGenerator
+from kizu.training.loop import Losses, Phase, Stage
+from kizu.training.penalties import spectral_normalised
+from kizu.training.recipe import AugmentSection, DetectorSection
+from kizu.training.training_set import TrainingSet
+
+CANDIDATES = 50_000
+"""Places of OK images that the memory is chosen from, at most; of more, so many are drawn at random."""
+COMPARED = 128
+"""Dimensions in which the choice measures distances (the paper's d*)."""
+LEAST_SIDE, LARGEST_SIDE = 0.04, 0.4
+"""Sides of what is pasted, as shares of the image's."""
+VISIBLE = 0.1
+"""Change of a pixel in [−1, 1] that counts as pasted; less is what light and sensor do."""
+
+
+@dataclass(frozen=True)
+class MemoryTraining:
+    """Options of `[detector.options]` beside the networks'."""
+
+    weights: str | None = None
+    """`resnet18`, `resnet34`: a local file with torchvision's weights."""
+
+
+class MemoryMethod(OneClass):
+    """One stage where features are learned, none where they are given; then the memory is filled."""
+
+    def __init__(self, geometry: InputGeometry, section: DetectorSection):
+        self.config, training = configure(geometry, section)
+        self.section = section
+        self.notes = []
+        self.networks = nn.ModuleDict()
+        self.uses_unlabelled = self.config.features == SELF_SUPERVISED
+        # The generator's discriminator has seen the train split's NG, and its features show it.
+        self.learns_from_ng = self.config.features == DISCRIMINATOR
+        # Drawn here, where resumed runs draw the same.
+        self._projection_seed, self._coreset_seed = torch.randint(2**31, (2,)).tolist()
+        self._spread: Tensor | None = None
+        if training.weights is not None and self.config.features not in RESNETS:
+            raise UserError(
+                f"detector.options.weights: features '{self.config.features}' have no weights to start from.",
+                f"Choose the preset {' or '.join(RESNETS)}, or leave weights out.",
+            )
+        if self.config.features == SELF_SUPERVISED:
+            encoder = LocalEncoder(self.config)
+            self.networks["head"] = nn.Conv2d(sum(encoder.widths), 1, 1)
+            self._build(encoder, "an encoder that learns from this run's images")
+        elif self.config.features in RESNETS:
+            self._build_resnet(training.weights)
+
+    def detector(self) -> nn.Module:
+        """The memory with its features; it scores after `finish`."""
+        return self._detector
+
+    @property
+    def _detector(self) -> MemoryDetector:
+        return cast(MemoryDetector, self.networks["detector"])
+
+    def begin(self, run: Path) -> None:
+        """Take the discriminator of the run's generator, where features are its.
+
+        Raises:
+            UserError: there is none, or its images are not those that the detector sees.
+        """
+        if self.config.features != DISCRIMINATOR:
+            return
+        try:
+            levels = DiscriminatorLevels(self.config, trained_discriminator(run / GENERATOR_FOLDER))
+        except ValueError as error:
+            sees = f"{self.config.width}×{self.config.height} pixels, {self.config.channels} channels"
+            raise UserError(
+                f"detector.options.features: {error}, but the detector sees {sees}.",
+                "Leave generator.size out: it is the detector's then.",
+            ) from error
+        self._build(levels, "the discriminator of this run's generator")
+
+    def _build_resnet(self, weights: str | None) -> None:
+        if weights is None:
+            raise UserError(
+                f"detector.options.weights is missing: features '{self.config.features}' come from trained weights.",
+                "Give a local file with torchvision's weights (Kizu downloads nothing), or choose the preset small, "
+                "which learns its features in this run.",
+            )
+        levels = ResNetLevels(self.config)
+        loaded = load_backbone(levels.network, Path(weights))
+        self._build(levels, f"{self.config.features}, {loaded}")
+
+    def _build(self, backbone: LocalEncoder | ResNetLevels | DiscriminatorLevels, source: str) -> None:
+        self.networks["detector"] = MemoryDetector(self.config, backbone, self._projection_seed)
+        parameters = sum(p.numel() for p in backbone.parameters())
+        rows, columns = self.config.grid
+        kept = f", projected to {self.config.dimensions}" if self.config.dimensions else ""
+        self.notes.append(
+            f"features: {source}; {parameters} parameters, {sum(backbone.widths)} features{kept} at each of "
+            f"{rows}×{columns} places"
+        )
+
+    def stages(self, images: int) -> list[Stage]:
+        """`epochs` passes over the images where features are learned; otherwise nothing trains."""
+        if self.config.features != SELF_SUPERVISED:
+            return []
+        steps = max(1, round(self.section.epochs * images / self.section.batch_size))
+        trained = nn.ModuleList([self._detector.places.backbone, self.networks["head"]])
+        optimizer = CosineAdamW(
+            [{"params": list(trained.parameters()), "weight_decay": 0.0}], self.section.learning_rate or 1e-3, steps
+        )
+        return [Stage("features", steps, [Phase("paste", trained, optimizer, self._losses)], problem=self._collapse)]
+
+    def samples(self, images: Tensor) -> Tensor:
+        """Images, the same with something pasted in, and where the encoder sees it, black to white."""
+        altered, _ = pasted(images)
+        marked = torch.sigmoid(self.networks["head"](self._detector.places(altered)).float()) * 2 - 1
+        marked = F.interpolate(marked, size=images.shape[2:], mode="nearest")
+        return torch.cat([images, altered, marked.expand_as(images)])
+
+    def _losses(self, batch: Batch) -> Losses:
+        altered, masks = pasted(batch.images)
+        features = self._detector.places(recorded(altered, AugmentSection()))
+        self._spread = features.detach().float().std((0, 2, 3)).mean()
+        logits = self.networks["head"](features).float()
+        return {"total": balanced_bce(logits, on_places(masks, self.config))}
+
+    def _collapse(self) -> str | None:
+        return "all places get the same features" if cast(Tensor, self._spread).item() < 1e-6 else None
+
+    @torch.no_grad()
+    def finish(self, training: TrainingSet) -> None:
+        """Fill the memory from the images that are known to be OK.
+
+        Raises:
+            UserError: there is none.
+        """
+        batches, detector = training.batches, self._detector.eval()
+        ok = torch.nonzero(batches.labels == 0)[:, 0]
+        if not len(ok):
+            raise UserError("The train split has no OK image to remember.", "Label some images OK.")
+        generator = torch.Generator().manual_seed(self._coreset_seed)
+        features = self._candidates(training, ok, generator)
+        detector.weigh(features)
+        embedded = detector.embed(features)
+        compared = embedded - embedded.mean(0)
+        if embedded.shape[1] > COMPARED:
+            drawn = torch.randn(embedded.shape[1], COMPARED, generator=generator) / math.sqrt(COMPARED)
+            compared = compared @ drawn.to(embedded.device)
+        detector.remember(embedded[farthest_points(compared, self.config.memory)])
+        self.notes.append(
+            f"{len(detector.bank)} places remembered, chosen from {len(features)} of "
+            f"{len(ok) * self.config.grid[0] * self.config.grid[1]} on {len(ok)} OK images"
+        )
+
+    def _candidates(self, training: TrainingSet, ok: Tensor, generator: torch.Generator) -> Tensor:
+        """Features [M, D] of at most `CANDIDATES` places of these images."""
+        batches, detector = training.batches, self._detector
+        each = self.config.grid[0] * self.config.grid[1]
+        total = len(ok) * each
+        # Of many, a place drawn twice is remembered once; that so a few less are drawn costs less than a permutation.
+        drawn = (
+            torch.arange(total)
+            if total <= CANDIDATES
+            else torch.randint(total, (CANDIDATES,), generator=generator).unique()
+        )
+        size = max(1, min(self.section.batch_size, CANDIDATES // each))
+        pieces = []
+        for start in range(0, len(ok), size):
+            members = ok[start : start + size]
+            inside = drawn[(drawn >= start * each) & (drawn < (start + len(members)) * each)] - start * each
+            if len(inside):
+                features = detector.places(batches.at(members).images).permute(0, 2, 3, 1).flatten(0, 2)
+                pieces.append(features[inside.to(features.device)])
+        return torch.cat(pieces)
+
+
+def configure(geometry: InputGeometry, section: DetectorSection) -> tuple[MemoryConfig, MemoryTraining]:
+    """Both configurations, from the preset and `[detector.options]`.
+
+    Raises:
+        UserError: unknown preset or option, or a value out of range.
+    """
+    size = {"height": geometry.height, "width": geometry.width, "channels": geometry.channels}
+    preset = options.preset(PRESETS, section.preset, f"detector '{section.kind}'")
+    known = options.known_options(MemoryConfig, *size) + options.known_options(MemoryTraining)
+    options.check_names(section.options, sorted(known), "detector.options", f"'{section.kind}'")
+    values = {**preset, **section.options}
+    shape = options.configure(MemoryConfig, size, values, "detector.options")
+    return shape, options.configure(MemoryTraining, {}, values, "detector.options")
+
+
+def trained_discriminator(folder: Path) -> Discriminator:
+    """The discriminator that trained in `folder`, as it was at the end.
+
+    Raises:
+        UserError: there is none.
+    """
+    remedy = "Add a [generator] of kind stylegan2-ada to the recipe, or choose other features."
+    state = checkpoint.load(folder)
+    if state is None:
+        raise UserError("detector.options.features: this run has no generator, so no discriminator.", remedy)
+    weights = {name[2:]: value for name, value in state["networks"].items() if name.startswith("D.")}
+    discriminator = Discriminator(TrainedGenerator.load(folder).shape)
+    if any("parametrizations" in name for name in weights):
+        spectral_normalised(discriminator)
+    try:
+        discriminator.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{folder} holds no discriminator that fits its generator.", remedy) from error
+    discriminator.eval().requires_grad_(False)
+    for layer in list(discriminator.modules()):
+        if parametrize.is_parametrized(layer, "weight"):
+            parametrize.remove_parametrizations(layer, "weight")
+    return discriminator
+
+
+def farthest_points(points: Tensor, count: int) -> Tensor:
+    """Greedy k-centre (Gonzalez 1985): the first point, then ever the one farthest from those chosen, [M, D] → [K].
+
+    Every point is then at most twice as far from its nearest chosen one as the best choice of so many allows. K is
+    `count`, or fewer where the rest lie on chosen ones, to float32's resolution. Ties go to the first.
+    """
+    squares = points.square().sum(1)
+    resolution = 1e-6 * squares.max()
+    reach = torch.full_like(squares, torch.inf)
+    chosen = [0]
+    while len(chosen) < min(count, len(points)):
+        last = points[chosen[-1]]
+        reach = torch.minimum(reach, torch.addmv(squares + last.square().sum(), points, last, alpha=-2.0))
+        farthest = int(reach.argmax())
+        if reach[farthest] <= resolution:
+            break
+        chosen.append(farthest)
+    return torch.tensor(chosen, device=points.device)
+
+
+def pasted(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Each image [N, C, H, W] with a rectangle of its neighbour in the batch, from anywhere in it, put anywhere.
+
+    Sides are log-uniform, so most pieces are small and many are thin.
+
+    Returns:
+        The images, and where they changed visibly: [N, 1, H, W], 0 or 1.
+    """
+    n, _, height, width = images.shape
+    device = images.device
+    largest, least = math.log(LARGEST_SIDE), math.log(LEAST_SIDE)
+    sides = (least + torch.rand(n, 2, device=device) * (largest - least)).exp()
+    spans = []
+    for axis, side in enumerate((height, width)):
+        extent = (sides[:, axis] * side).round().clamp(min=1)
+        start = (torch.rand(n, device=device) * (side - extent + 1)).floor()
+        pixel = torch.arange(side, device=device)
+        spans.append((pixel >= start[:, None]) & (pixel < (start + extent)[:, None]))
+    window = (spans[0][:, :, None] & spans[1][:, None, :])[:, None]
+    down, across = (((torch.rand(n, device=device) * 2 - 1) * side).round() for side in (height, width))
+    source = blit(images.roll(1, 0), translation(across, down))
+    altered = torch.where(window, source, images)
+    return altered, ((altered - images).abs().amax(1, keepdim=True) > VISIBLE).float()
+
+
+def on_places(masks: Tensor, config: MemoryConfig) -> Tensor:
+    """Whether any pixel of a place is masked: [N, 1, H, W] → [N, 1, rows, columns]."""
+    return F.max_pool2d(masks, config.stride, ceil_mode=True)
+
+
+def balanced_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """½·(mean of −log σ(z) over targets 1 + mean of −log(1 − σ(z)) over targets 0); a half without places is 0."""
+    hit = (F.softplus(-logits) * targets).sum() / targets.sum().clamp(min=1)
+    clear = (F.softplus(logits) * (1 - targets)).sum() / (1 - targets).sum().clamp(min=1)
+    return (hit + clear) / 2

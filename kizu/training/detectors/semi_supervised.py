@@ -1,0 +1,312 @@
+"""How a K + 1 semi-supervised GAN trains (networks and papers: `kizu.models.semi_supervised`).
+
+Notable here:
+- The discriminator learns classes from labels, and from all of the camera's images, labelled or not, that they are
+  real; its generator's images, and by choice synthetic NG, are the class "generated".
+- The generator matches the mean of the discriminator's features, and does not try to deceive it: that is what serves
+  classification (Salimans et al. 2016, section 3.1). No minibatch discrimination, which does not.
+- Real and generated images pass the discriminator in one batch: batch norm sees one distribution, the one whose running
+  statistics are in use when it scores. During the generator's turn those are in use as well, and nothing moves them.
+- An NG image without a defect class may be of any: its loss is that of NG as a whole.
+- D: AdamW, warm-up, cosine; its average scores. G: the same with the paper's β₁ = 0.5 and rate 3·10⁻⁴, no decay.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kizu.models.bundle import InputGeometry
+from kizu.models.semi_supervised import PRESETS, Discriminator, Generator, SemiSupervisedConfig, ng_odds
+from kizu.training import options
+from kizu.training.augment.classic import augmented
+from kizu.training.data.batches import Batch, LabelledBatch, Truth
+from kizu.training.data.labelled import UNKNOWN, UNSPECIFIED
+from kizu.training.detectors.calibration import calibrate
+from kizu.training.detectors.classifier import CosineAdamW, decayed, dense_bce, load_backbone, weighted_mean
+from kizu.training.loop import Ema, Losses, Phase, Stage
+from kizu.training.recipe import AugmentSection, DetectorSection
+from kizu.training.training_set import Sampling, TrainingSet
+
+FIXED = ("height", "width", "channels", "real_classes")
+CLASSES, SYNTHETIC, MATCHING = ("defects", "binary"), ("generated", "ng"), ("l1", "l2")
+
+
+@dataclass(frozen=True)
+class SemiSupervisedTraining:
+    """How it trains; fields are options of `[detector.options]`."""
+
+    classes: str = "defects"
+    """`defects`: one NG class per defect class of the train split; `binary`: one NG class."""
+    ng_share: float = 0.5
+    """Share of NG among the labelled images of a batch."""
+    unlabelled_share: float = 0.5
+    """Share of unlabelled images in a batch, where there are any."""
+    unsupervised_weight: float = 1.0
+    """Weight of what is learned without labels."""
+    ramp: float = 0.1
+    """Share of the training over which that weight rises from 0; 0: at once."""
+    synthetic: str = "generated"
+    """What synthetic NG are: the class `generated`, or `ng`."""
+    synthetic_share: float = 0.5
+    """`generated`: weight of synthetic NG in that class's term; the rest is the generator's."""
+    synthetic_ratio: float = 1.0
+    """At most this many synthetic NG per real one in a batch; 0: none."""
+    synthetic_weight: float = 1.0
+    """`ng`: weight of a synthetic image in the loss."""
+    matching: str = "l1"
+    """Distance of mean features: `l1` (the authors' code) or `l2`, squared (their paper)."""
+    dense_weight: float = 1.0
+    """Weight of the map's loss where defects are located; 0: none."""
+    generator_rate: float = 3e-4
+    """The generator's learning rate."""
+    weight_decay: float = 0.05
+    ema_decay: float = 0.998
+    weights: str | None = None
+    """A local file with torchvision's weights of the backbone; left out: from scratch."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("classes", CLASSES), ("synthetic", SYNTHETIC), ("matching", MATCHING)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if not 0 < self.ng_share < 1:
+            raise ValueError(f"ng_share must lie between 0 and 1, not {self.ng_share}")
+        for name in ("unlabelled_share", "ramp", "synthetic_share", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        for name in ("unsupervised_weight", "synthetic_ratio", "synthetic_weight", "dense_weight", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.generator_rate <= 0:
+            raise ValueError(f"generator_rate must be positive, not {self.generator_rate}")
+
+    @property
+    def synthetic_is_ng(self) -> bool:
+        """Whether synthetic NG count among the NG's share."""
+        return self.synthetic == "ng"
+
+
+def possible_classes(labels: Tensor, defects: Tensor, classes: int) -> Tensor:
+    """Which of the K real classes each image may be of: bool [N, K].
+
+    OK is class 0; NG is its defect's class, or any but 0 where that is not known or there is one NG class only; an
+    unlabelled image may be of any.
+
+    Args:
+        labels: 0, 1 or `UNKNOWN`, int64 [N].
+        defects: int64 [N], `UNSPECIFIED` where it is not known.
+        classes: K.
+    """
+    number = torch.arange(classes, device=labels.device)
+    free = (defects == UNSPECIFIED) | (classes == 2)
+    ng = (number == defects[:, None]) | (free[:, None] & (number > 0))
+    known = torch.where((labels == 1)[:, None], ng, number == 0)
+    return known | (labels == UNKNOWN)[:, None]
+
+
+def class_loss(logits: Tensor, possible: Tensor) -> Tensor:
+    """−log P(one of the possible classes | real), [N, K] → [N]; cross-entropy where one is possible."""
+    return torch.logsumexp(logits, 1) - torch.logsumexp(logits.masked_fill(~possible, -torch.inf), 1)
+
+
+def real_loss(logits: Tensor) -> Tensor:
+    """−log P(real) = −log(Z / (Z + 1)) = softplus(−log Z), [N, K] → [N] (Salimans et al. 2016, section 5)."""
+    return F.softplus(-torch.logsumexp(logits, 1))
+
+
+def generated_loss(logits: Tensor) -> Tensor:
+    """−log P(generated) = log(Z + 1) = softplus(log Z), [N, K] → [N]."""
+    return F.softplus(torch.logsumexp(logits, 1))
+
+
+def feature_matching(real: Tensor, generated: Tensor, distance: str) -> Tensor:
+    """How far mean features [F] lie apart: `l1`, mean |a − b|; `l2`, ‖a − b‖² (Salimans et al. 2016, section 3.1)."""
+    difference = real - generated
+    return difference.abs().mean() if distance == "l1" else difference.square().sum()
+
+
+class SemiSupervisedMethod:
+    """One stage: the discriminator's turn, then the generator's; `average` is what scores.
+
+    Args:
+        defects: the defect classes of the train split, as `training_set` numbers them from 1 on.
+    """
+
+    uses_unlabelled = True
+    learns_from_ng = True
+
+    def __init__(self, geometry: InputGeometry, section: DetectorSection, defects: tuple[str, ...] = ()):
+        self.config, self.training = configure(geometry, section, len(defects))
+        self.section = section
+        self.sampling: Sampling | None = self.training
+        self.augment: AugmentSection | None = AugmentSection()
+        self.notes: list[str] = []
+        discriminator = Discriminator(self.config)
+        if self.training.weights is not None:
+            self.notes.append(load_backbone(discriminator.backbone, Path(self.training.weights)))
+        self.networks = nn.ModuleDict(
+            {
+                "discriminator": discriminator,
+                "generator": Generator(self.config),
+                "average": copy.deepcopy(discriminator),
+            }
+        )
+        self._optimizer: CosineAdamW | None = None
+        self._last_scores: Tensor | None = None
+
+    @property
+    def discriminator(self) -> Discriminator:
+        """The network that trains."""
+        return cast(Discriminator, self.networks["discriminator"])
+
+    @property
+    def generator(self) -> Generator:
+        """What it trains against."""
+        return cast(Generator, self.networks["generator"])
+
+    @property
+    def average(self) -> Discriminator:
+        """The network that scores."""
+        return cast(Discriminator, self.networks["average"])
+
+    def detector(self) -> nn.Module:
+        """The average."""
+        return self.average
+
+    def begin(self, run: Path) -> None:
+        """Nothing to do."""
+
+    def finish(self, training: TrainingSet) -> None:
+        """Calibrate on what was held out, if anything was."""
+        if training.held_out is not None:
+            self.notes.append(calibrate(self.average, training.held_out))
+
+    def stages(self, images: int) -> list[Stage]:
+        """`epochs` passes over the camera's images, labelled or not, for each of the two networks."""
+        steps = max(1, round(self.section.epochs * images / self.section.batch_size))
+        groups = decayed(self.discriminator, self.training.weight_decay)
+        self._optimizer = CosineAdamW(groups, self.section.learning_rate or 2e-3, steps)
+        against = CosineAdamW(decayed(self.generator, 0.0), self.training.generator_rate, steps, betas=(0.5, 0.999))
+        phases = [
+            Phase("D", self.discriminator, self._optimizer, self._d_losses),
+            Phase("G", self.generator, against, self._g_losses),
+        ]
+        average = Ema(self.discriminator, self.average, self.training.ema_decay)
+        return [Stage("semi-supervised", steps, phases, averages=[average], problem=self._collapse)]
+
+    @torch.no_grad()
+    def samples(self, images: Tensor) -> Tensor:
+        """Images, where the average sees defects (P(NG) of each place, black to white), and generated images."""
+        heat = torch.sigmoid(self.average(images)[1].float()) * 2 - 1
+        fixed = torch.randn(len(images), self.config.latent, generator=torch.Generator().manual_seed(0))
+        return torch.cat([images, heat.expand_as(images), self.generator(fixed.to(images.device)).float()])
+
+    def _d_losses(self, batch: Batch) -> Losses:
+        truth, count = _truth(batch), len(batch.images)
+        with torch.no_grad():
+            fakes = self._draw(max(2, count // 2), batch.images.device)
+        masks = F.pad(truth.masks.float() / 255, (0, 0, 0, 0, 0, 0, 0, len(fakes)))
+        images, moved = self._altered(torch.cat([batch.images, fakes.float()]), masks)
+        places = self.discriminator.places(images).float()
+        logits = self.discriminator.pooled(places)
+        self._last_scores = ng_odds(logits.detach())
+        supervised, real, generated = self._terms(logits[:count], logits[count:], batch.labels, truth)
+        ramp = self._ramp()
+        losses = {"classes": supervised, "real": real, "generated": generated}
+        total = supervised + ramp * 0.5 * (real + generated)
+        if self.training.dense_weight:
+            weights = truth.weights * self._labelled(batch.labels, truth)
+            losses["dense"] = dense_bce(ng_odds(places[:count])[:, None], moved[:count], truth.located, weights)
+            total = total + self.training.dense_weight * losses["dense"]
+        return {"total": total, **losses}
+
+    def _terms(self, logits: Tensor, fakes: Tensor, labels: Tensor, truth: Truth) -> tuple[Tensor, Tensor, Tensor]:
+        """(classes of the labelled, "real" of the camera's, "generated" of fakes and of synthetic NG)."""
+        labelled = self._labelled(labels, truth)
+        possible = possible_classes(labels, truth.defects, logits.shape[1])
+        supervised = weighted_mean(class_loss(logits, possible), truth.weights * labelled)
+        real = weighted_mean(real_loss(logits), (~truth.synthetic).float())
+        drawn = ((labels == 1) & truth.synthetic & (self.training.synthetic == "generated")).float()
+        share = self.training.synthetic_share * (drawn.sum() > 0)
+        generated = generated_loss(fakes).mean()
+        return supervised, real, (1 - share) * generated + share * weighted_mean(generated_loss(logits), drawn)
+
+    def _g_losses(self, batch: Batch) -> Losses:
+        truth = _truth(batch)
+        fakes = self._draw(len(batch.images), batch.images.device).float()
+        with _scoring(self.discriminator):
+            generated = self.discriminator.penultimate(self._altered(fakes, truth.masks)[0]).float()
+            with torch.no_grad():
+                features = self.discriminator.penultimate(self._altered(batch.images, truth.masks)[0]).float()
+        unlabelled = (batch.labels == UNKNOWN).float()
+        # The data as it comes, without the NG's larger share, wherever there is some.
+        weights = torch.where(unlabelled.sum() > 0, unlabelled, (~truth.synthetic).float())
+        real = (features * weights[:, None]).sum(0) / weights.sum().clamp(min=1)
+        return {"total": feature_matching(real, generated.mean(0), self.training.matching)}
+
+    def _labelled(self, labels: Tensor, truth: Truth) -> Tensor:
+        """1 where an image's label teaches, else 0: float32 [N]."""
+        labelled = labels != UNKNOWN
+        if self.training.synthetic == "generated":
+            labelled &= ~((labels == 1) & truth.synthetic)
+        return labelled.float()
+
+    def _draw(self, count: int, device: torch.device) -> Tensor:
+        return self.generator(torch.randn(count, self.config.latent, device=device))
+
+    def _altered(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        altered, moved = augmented(images, masks, self.augment or AugmentSection())
+        return altered, cast(Tensor, moved)
+
+    def _ramp(self) -> float:
+        done = 1.0 if self._optimizer is None else self._optimizer.done
+        risen = min(1.0, done / self.training.ramp) if self.training.ramp else 1.0
+        return self.training.unsupervised_weight * risen
+
+    def _collapse(self) -> str | None:
+        spread = cast(Tensor, self._last_scores).std().item()
+        return "all images get the same score" if spread < 1e-6 else None
+
+
+def configure(
+    geometry: InputGeometry, section: DetectorSection, defects: int
+) -> tuple[SemiSupervisedConfig, SemiSupervisedTraining]:
+    """Both configurations, from the preset and `[detector.options]`, for a number of defect classes.
+
+    Raises:
+        UserError: unknown preset or option, or a value out of range.
+    """
+    preset = options.preset(PRESETS, section.preset, f"detector '{section.kind}'")
+    known = options.known_options(SemiSupervisedConfig, *FIXED) + options.known_options(SemiSupervisedTraining)
+    options.check_names(section.options, sorted(known), "detector.options", f"'{section.kind}'")
+    values = {**preset, **section.options}
+    training = options.configure(SemiSupervisedTraining, {}, values, "detector.options")
+    classes = 2 if training.classes == "binary" else 1 + max(1, defects)
+    fixed = dict(zip(FIXED, (geometry.height, geometry.width, geometry.channels, classes), strict=True))
+    return options.configure(SemiSupervisedConfig, fixed, values, "detector.options", least=1), training
+
+
+def _truth(batch: Batch) -> Truth:
+    if not isinstance(batch, LabelledBatch):
+        raise TypeError("a semi-supervised detector needs batches that know which images are synthetic")
+    return batch.truth
+
+
+@contextmanager
+def _scoring(network: nn.Module) -> Iterator[None]:
+    """The network in eval mode, so that its batch norm neither notices nor mixes the images."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

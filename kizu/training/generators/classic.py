@@ -1,0 +1,66 @@
+"""Real NG of the train split, altered as a camera's images vary anyway, only more.
+
+Notable here:
+- The oversampler's baseline: whatever a costlier generator promises has to beat this one.
+- Flips and turns stay off unless asked for, as in `[augment]`: either can make a defect, or hide one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kizu.training.augment.classic import augmented
+from kizu.training.data.loading import to_pixels
+from kizu.training.generators.drawing import ATTEMPTS, Drawn, to_unit
+from kizu.training.generators.views import Materials
+
+
+@dataclass(frozen=True)
+class ClassicConfig:
+    """Fields of `[generator.options]`; as in `[augment]`, with stronger amounts."""
+
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    quarter_turns: bool = False
+    shift: float = 0.1
+    """Most that an image moves, as a share of its side."""
+    scale: float = 0.1
+    """Most that an image grows, as a share; it shrinks as much."""
+    brightness: float = 0.1
+    """Most that is added or taken, as a share of the range from black to white."""
+    contrast: float = 0.25
+    """Most that contrast grows, as a share; it shrinks as much."""
+    noise: float = 0.02
+    """Largest standard deviation of the noise, as a share of the range from black to white."""
+
+    def __post_init__(self) -> None:
+        for name, most in (("shift", 0.5), ("scale", 1), ("brightness", 1), ("contrast", 4), ("noise", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must lie between 0 and {most}, not {getattr(self, name)}")
+
+
+class Classic:
+    """Draws from real NG."""
+
+    def __init__(self, config: ClassicConfig, materials: Materials):
+        self.config, self.materials = config, materials
+
+    def draw(self, rng: np.random.Generator, name: str) -> Drawn:
+        """One image of the class `name`; its defect stays in sight, the mask is empty where it is not known."""
+        ng = self.materials.ng
+        assert ng is not None
+        of_class = [i for i, found in enumerate(ng.classes) if found == name]
+        chosen = of_class[int(rng.integers(len(of_class)))]
+        known = ng.masks[chosen].float()[None] / 255
+        for _ in range(ATTEMPTS):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(rng.integers(2**62)))
+                made, moved = augmented(to_unit(ng.images[chosen][None]), known, self.config)
+            assert moved is not None
+            mask = moved >= 0.5
+            if 2 * mask.sum() >= known.sum():
+                return Drawn(to_pixels(made)[0].numpy(), mask[0, 0].numpy())
+        return Drawn(ng.images[chosen].numpy(), ng.masks[chosen, 0].numpy() > 0)

@@ -1,0 +1,180 @@
+"""Which of many synthetic NG are kept: those that look most real, or most like a defect.
+
+Notable here:
+- The shares of the defect classes stay what they were: each class is filtered by itself.
+- Two passes: all are drawn to be rated, then the kept ones are drawn again, so memory does not grow with their number.
+- The discriminator rates each image by itself, without the others of its batch.
+- The classifier learns from the train split's real views alone; calibration and test take no part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from kizu.errors import UserError
+from kizu.models.bundle import InputGeometry
+from kizu.models.stylegan2 import Discriminator
+from kizu.training import checkpoint
+from kizu.training.data.batches import LabelledBatches, Stratum
+from kizu.training.data.synthetic import Batch
+from kizu.training.detectors.classifier import ClassifierMethod
+from kizu.training.generators import configure
+from kizu.training.generators.drawing import Generator, to_unit
+from kizu.training.generators.placing import to_size
+from kizu.training.generators.trained import TrainedGenerator
+from kizu.training.generators.views import NgViews
+from kizu.training.loop import LoopSettings, TrainingLoop
+from kizu.training.parallel import Processes
+from kizu.training.penalties import spectral_normalised
+from kizu.training.progress import RunLog
+from kizu.training.recipe import DetectorSection, GeneratorSection
+
+STEPS = 300
+"""Of the quick classifier."""
+BATCH = 32
+CHUNK = 32
+
+Rating = Callable[[Batch, list[int]], Tensor]
+"""Images and their class numbers → float [N], higher is better."""
+
+
+def candidates(count: int, keep: float) -> int:
+    """How many images are drawn to keep so many."""
+    return max(count, math.ceil(count / keep - 1e-9))
+
+
+def kept_seeds(ratings: Tensor, numbers: list[int], wanted: list[int], seed: int) -> list[tuple[int, int]]:
+    """(seed, class number) of the images kept, in the order of seeds: of each class as many as `wanted` has of it.
+
+    Args:
+        ratings: [N], of the images with the seeds `seed`, `seed` + 1, …
+        numbers: their classes.
+        wanted: the classes of the images to keep.
+    """
+    kept = []
+    for number in sorted(set(wanted)):
+        own = [place for place, found in enumerate(numbers) if found == number]
+        own.sort(key=lambda place: (-float(ratings[place]), place))
+        kept += [(seed + place, number) for place in own[: wanted.count(number)]]
+    return sorted(kept)
+
+
+def filtered(
+    generator: Generator,
+    rated: Generator,
+    rating: Rating,
+    *,
+    count: int,
+    keep: float,
+    seed: int,
+    truncation: float = 1.0,
+) -> Iterator[Batch]:
+    """The best `count` of `count` / `keep` images of `generator`.
+
+    Args:
+        rated: what gives the images that are rated, by the same seeds: the generator itself, or the generator of crops
+            whose defects it places.
+    """
+    numbers = generator.class_numbers(candidates(count, keep))
+    ratings = []
+    for start in range(0, len(numbers), CHUNK):
+        chunk = numbers[start : start + CHUNK]
+        batch = rated.draw(range(seed + start, seed + start + len(chunk)), chunk, truncation)
+        ratings.append(rating(batch, chunk).float().cpu())
+    kept = kept_seeds(torch.cat(ratings), numbers, generator.class_numbers(count), seed)
+    for start in range(0, len(kept), CHUNK):
+        part = kept[start : start + CHUNK]
+        yield generator.draw([s for s, _ in part], [n for _, n in part], truncation)
+
+
+def discriminator_rating(generator: TrainedGenerator, section: GeneratorSection, folder: Path) -> Rating:
+    """D's logits, from the checkpoint that the generator's training left in `folder`.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is of another discriminator.
+    """
+    remedy = "Train the generator again, or leave generator.filter out."
+    state = checkpoint.load(folder)
+    if state is None:
+        raise UserError(f"{folder} holds no checkpoint, and so no discriminator.", remedy)
+    shape = generator.shape
+    _, config, _ = configure(section, (shape.height, shape.width), shape.channels, shape.classes)
+    # Each image is its own group: a rating must not depend on the images beside it.
+    network = Discriminator(dataclasses.replace(shape, group=1))
+    if config.spectral_norm:
+        spectral_normalised(network)
+    weights = {k.removeprefix("D."): v for k, v in state["networks"].items() if k.startswith("D.")}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{folder} holds another discriminator than this recipe's.", remedy) from error
+    device = next(generator.network.parameters()).device
+    network.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def rate(batch: Batch, numbers: list[int]) -> Tensor:
+        classes = torch.tensor(numbers, device=device) if generator.conditional else None
+        return cast(Tensor, network(to_unit(batch.images.to(device)), classes))
+
+    return rate
+
+
+def classifier_rating(
+    ok: Tensor,
+    ng: NgViews,
+    geometry: InputGeometry,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    log: RunLog,
+    steps: int | None = None,
+) -> Rating:
+    """The logits of a classifier that learns, in `steps` (left out: `STEPS`), the train split's OK and NG views apart.
+
+    Args:
+        ok: uint8 [M, C, h, w].
+        folder: for its checkpoint; emptied.
+    """
+    log.say(f"a quick classifier on {len(ok)} OK and {len(ng)} NG views, to filter synthetic NG")
+    torch.manual_seed(seed)
+    method = ClassifierMethod(geometry, DetectorSection(kind="classifier", epochs=1, batch_size=BATCH))
+    method.networks.to(device)
+    batches = LabelledBatches(
+        torch.cat([ok, ng.images]),
+        seed,
+        labels=torch.cat([torch.zeros(len(ok)), torch.ones(len(ng))]).long(),
+        masks=torch.cat([torch.zeros_like(ng.masks[:1]), ng.masks]),
+        mask_of=torch.cat([torch.zeros(len(ok)), torch.where(ng.located, torch.arange(len(ng)) + 1, -1)]).long(),
+        weights=torch.ones(len(ok) + len(ng)),
+        strata=[
+            Stratum(torch.arange(len(ok)), BATCH - BATCH // 2),
+            Stratum(torch.arange(len(ng)) + len(ok), BATCH // 2),
+        ],
+        epoch=(steps or STEPS) * BATCH,
+        device=device,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    alone = Processes()
+    alone.rank, alone.world_size = 0, 1  # only the main process draws
+    settings = LoopSettings(sample_every=10**9)
+    own = RunLog(None, quiet=log.console.quiet)
+    TrainingLoop(method, batches, folder, identity="filter", log=own, processes=alone, settings=settings).run()
+    method.average.eval()
+
+    @torch.no_grad()
+    def rate(batch: Batch, numbers: list[int]) -> Tensor:
+        del numbers
+        images = to_size(batch.images, (geometry.height, geometry.width)).to(device) / 127.5 - 1
+        return method.average.pooled(method.average.logits(images))
+
+    return rate

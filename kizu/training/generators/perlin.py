@@ -1,0 +1,70 @@
+"""Noise-shaped regions of an OK view, filled with a strongly altered piece of another (DRAEM).
+
+Zavrtanik, Kristan & Skočaj, ICCV 2021, section 3.3, as `kizu.training.augment.anomalies` draws it; here each image is
+kept as synthetic NG with its mask.
+
+Notable here:
+- What it draws need not look like a defect: it teaches a detector what deviates, not what defects look like.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kizu.training.augment.anomalies import FINEST, OPACITY, THRESHOLD, perlin_anomalies
+from kizu.training.data.loading import to_pixels
+from kizu.training.generators.drawing import VISIBLE, Drawn, to_unit, until_visible
+from kizu.training.generators.views import Materials
+
+
+@dataclass(frozen=True)
+class PerlinConfig:
+    """Fields of `[generator.options]`."""
+
+    threshold: float = THRESHOLD
+    """Of the noise in [−1, 1]; higher: smaller regions."""
+    finest: float = FINEST
+    """Shortest period of the noise in pixels."""
+    shapes: float = 0.5
+    """Share of images with strokes, spots and rectangles in place of noise."""
+    faintest: float = OPACITY[0]
+    """Least opacity β of what fills a region; the paper's is 0.1."""
+    boldest: float = OPACITY[1]
+
+    def __post_init__(self) -> None:
+        if not -1 < self.threshold < 1 or not 0 <= self.shapes <= 1 or self.finest < 2:
+            raise ValueError("threshold must lie between −1 and 1, shapes between 0 and 1, finest be at least 2")
+        if not 0 < self.faintest <= self.boldest <= 1:
+            raise ValueError("0 < faintest ≤ boldest ≤ 1 must hold")
+
+
+class Perlin:
+    """Draws from OK views."""
+
+    def __init__(self, config: PerlinConfig, materials: Materials):
+        self.config, self.materials = config, materials
+
+    def draw(self, rng: np.random.Generator, name: str) -> Drawn:
+        """One image."""
+        del name
+        return until_visible(lambda: self._attempt(rng))
+
+    def _attempt(self, rng: np.random.Generator) -> Drawn:
+        config, ok = self.config, self.materials.ok
+        assert ok is not None
+        image, source = (ok[int(n)][None] for n in rng.integers(len(ok), size=2))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**62)))
+            made, masks = perlin_anomalies(
+                to_unit(image),
+                to_unit(source),
+                shapes=config.shapes,
+                threshold=config.threshold,
+                opacity=(config.faintest, config.boldest),
+                finest=config.finest,
+                visible=2 * VISIBLE / 255,
+            )
+        return Drawn(to_pixels(made)[0].numpy(), masks[0, 0].numpy() > 0)

@@ -1,0 +1,36 @@
+"""Detectors of every kind, small, for what all of them must keep."""
+
+import pytest
+import torch
+
+from kizu.training.data.batches import Batches
+from kizu.training.detectors import DETECTORS, create_detector
+from kizu.training.recipe import DetectorSection
+from kizu.training.training_set import TrainingSet
+
+SMALL = {
+    "ganomaly": {"features": 4, "latent": 8},
+    "fanogan": {"features": 4, "latent": 8},
+    "classifier": {"features": 4},
+    "semi-supervised": {"features": 4},
+    "draem": {"features": 4, "segmentation_features": 4},
+    "memory": {"filters": 4, "memory": 20},
+}
+assert SMALL.keys() == DETECTORS.keys(), "a kind of detector without a small one to test"
+
+
+@pytest.fixture(scope="session")
+def small_method():
+    """(kind, geometry, section's fields, …options) → a method with weights from seed 0; a memory holds noise."""
+
+    def make(kind, geometry, fields=None, **options):
+        torch.manual_seed(0)
+        section = DetectorSection(kind=kind, options=SMALL[kind] | options, **(fields or {}))
+        method = create_detector(geometry, section)
+        if kind == "memory":
+            shape = (4, geometry.channels, geometry.height, geometry.width)
+            noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+            method.finish(TrainingSet(Batches(noise, 4, 0)))
+        return method
+
+    return make
