@@ -117,8 +117,8 @@ class _Training:
         members = [self._member(place) for place in range(len(recipe.detector))]
         if recipe.augment is not None and all(method.augment is None for method in members):
             raise UserError(
-                f"[augment]: '{recipe.detector[0].kind}' learns from OK parts as they are.",
-                "Leave the section out, or choose the detector 'classifier'.",
+                f"[augment]: '{recipe.detector[0].kind}' takes its images as they are.",
+                "Leave the section out, or choose a detector that alters them: classifier, semi-supervised or draem.",
             )
         if recipe.generator is not None:
             self._synthesise(members)

@@ -126,7 +126,7 @@ class DetectorSection(_Section):
 
 
 class AugmentSection(_Section):
-    """`[augment]`: how a detector's training images are altered, for detectors that learn from NG."""
+    """`[augment]`: how training images are altered, for detectors that bear it."""
 
     flip_horizontal: bool = False
     """Off, as the other flip and turns: each can make or hide a defect."""
@@ -188,7 +188,7 @@ class Recipe(_Section):
     combine: Literal["mean", "max"] = "mean"
     """Of several detectors: the mean or the maximum of their scores' ranks."""
     augment: AugmentSection | None = None
-    """Left out: the defaults, for detectors that learn from NG."""
+    """Left out: the defaults, for detectors that alter their images."""
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -28,9 +28,6 @@ from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection, GeneratorSection, ImageSection
 from kizu.training.run import Run
 
-NOT_LABELLED = 1
-"""Class number, in a set for detectors that learn from OK parts alone, of images that nobody has labelled; OK is 0."""
-
 
 class Sampling(Protocol):
     """How often what is shown."""
@@ -76,7 +73,7 @@ class TrainingSet:
 def ok_set(
     run: Run, section: DetectorSection, *, unlabelled: bool, device: torch.device, processes: Processes, log: RunLog
 ) -> TrainingSet:
-    """The train split's OK images and, on demand, its unlabelled ones, whose label is `NOT_LABELLED`."""
+    """The train split's OK images and, on demand, its unlabelled ones, whose label is `UNKNOWN`."""
     rows = [row for row in run.splits.train if row.label == OK]
     others = [row for row in run.splits.train if unlabelled and row.label == UNLABELLED]
     geometry = run.recipe.image.geometry
@@ -91,7 +88,7 @@ def ok_set(
         if others:
             more = training_tensor(run.manifest, others, geometry, advance)
             images = torch.cat([images, more])
-            labels = torch.cat([labels, torch.full((len(more),), NOT_LABELLED)])
+            labels = torch.cat([labels, torch.full((len(more),), UNKNOWN)])
     batches = Batches(
         images,
         section.batch_size,

@@ -279,7 +279,7 @@ def test_synthetic_rows_of_the_data_set_train_a_classifier(small_run, tmp_path):
     [
         (("kimg = 0.1", "kimg = 0.1\ncrop = 16"), "the detector sees whole images"),
         (("kimg = 0.1", "kimg = 0.1\nsize = [32, 64]"), "generator.size"),
-        (('kind = "classifier"', 'kind = "ganomaly"'), "learns from OK parts as they are"),
+        (('kind = "classifier"', 'kind = "ganomaly"'), "takes its images as they are"),
     ],
 )
 def test_synthetic_ng_that_show_something_else_are_refused_before_anything_trains(small_run, tmp_path, change, message):

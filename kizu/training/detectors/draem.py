@@ -23,10 +23,10 @@ from kizu.training import options
 from kizu.training.augment.anomalies import perlin_anomalies
 from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batch
-from kizu.training.detectors.classifier import CosineAdamW
 from kizu.training.detectors.method import OneClass
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.losses import focal, ssim
+from kizu.training.optimisers import CosineAdamW
 from kizu.training.recipe import AugmentSection, DetectorSection
 
 SIZE = ("height", "width", "channels")

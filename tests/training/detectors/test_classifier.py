@@ -22,9 +22,7 @@ from kizu.training.detectors.calibration import fit_logit
 from kizu.training.detectors.classifier import (
     SCHEDULES,
     ClassifierTraining,
-    CosineAdamW,
     bce,
-    cosine,
     dense_bce,
     neyman_pearson,
     partial_auc,
@@ -32,6 +30,7 @@ from kizu.training.detectors.classifier import (
 from kizu.training.evaluation.ranking import auroc
 from kizu.training.export import torch_scorer
 from kizu.training.loop import Interrupted, LoopSettings, TrainingLoop
+from kizu.training.optimisers import CosineAdamW, cosine
 from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
 from kizu.training.recipe import AugmentSection, DetectorSection, parse_recipe

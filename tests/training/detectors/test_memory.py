@@ -15,6 +15,7 @@ from kizu.models.stylegan2 import StyleGAN2Config
 from kizu.training import checkpoint
 from kizu.training.augment.ada import AugmentConfig
 from kizu.training.data.batches import Batches
+from kizu.training.data.labelled import UNKNOWN
 from kizu.training.data.loading import training_tensor
 from kizu.training.data.manifest import OK
 from kizu.training.data.render import render_boards
@@ -27,7 +28,7 @@ from kizu.training.loop import Interrupted, LoopSettings, TrainingLoop
 from kizu.training.pipeline import train
 from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection
-from kizu.training.training_set import NOT_LABELLED, TrainingSet
+from kizu.training.training_set import TrainingSet
 
 GEOMETRY = InputGeometry(height=32, width=32, channels=1)
 
@@ -45,7 +46,7 @@ def set_of(boards, count=48, others=None):
     images = training_tensor(boards, [row for row in boards.rows if row.label == OK][:count], GEOMETRY)
     labels = torch.zeros(len(images), dtype=torch.int64)
     if others is not None:
-        images, labels = torch.cat([others, images]), torch.cat([torch.full((len(others),), NOT_LABELLED), labels])
+        images, labels = torch.cat([others, images]), torch.cat([torch.full((len(others),), UNKNOWN), labels])
     return TrainingSet(Batches(images, 16, 0, labels=labels))
 
 
@@ -134,7 +135,7 @@ def test_only_images_known_to_be_ok_are_remembered(boards):
     for name, value in alone.detector().state_dict().items():
         assert torch.equal(value, mixed.detector().state_dict()[name]), name
     assert "48 OK images" in mixed.notes[-1]
-    only_strange = TrainingSet(Batches(strange, 16, 0, labels=torch.full((20,), NOT_LABELLED)))
+    only_strange = TrainingSet(Batches(strange, 16, 0, labels=torch.full((20,), UNKNOWN)))
     with pytest.raises(UserError, match="no OK image"):
         method_of(section_of()).finish(only_strange)
 
