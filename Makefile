@@ -25,7 +25,8 @@ demo: $(STAMP)  ## render boards, train, serve on 127.0.0.1:8000, inspect them (
 	$(BIN)/kizu demo $(if $(EXIT),--exit)
 
 # One thread for each process: threads that share cores wait for each other more than they work. In the order of the files:
-# xdist would put files with few tests last, and these are the longest. What trains longest comes last, with every core.
+# xdist would put files with few tests last, and these are the longest. What starts processes of its own, one per seed,
+# comes last.
 test: $(STAMP)  ## run the test suite (ARGS="-n 0 -k name" for one test)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 	  -m "not alone" $(ARGS)

@@ -25,19 +25,24 @@ def boards(tmp_path_factory):
     return render_boards(folder, boards=30, count_ok=500, count_ng=301, size=32, channels=1, seed=4)
 
 
+def train_and_score(boards, section, folder, seed):
+    """Train on 240 OK boards; AUROC on boards that the training did not see."""
+    ok = [row for row in boards.rows if row.label == OK]
+    ng = [row for row in boards.rows if row.label == NG]
+    torch.manual_seed(seed)
+    method = create_detector(GEOMETRY, section)
+    batches = Batches(training_tensor(boards, ok[:240], GEOMETRY), section.batch_size, seed)
+    TrainingLoop(method, batches, folder, identity="x", log=RunLog(None, quiet=True)).run()
+    score = torch_scorer(Inspector(method.detector(), GEOMETRY))
+    scores, _ = score(np.stack([boards.image(row) for row in ok[240:] + ng]))
+    return auroc(scores[260:], scores[:260])
+
+
 @pytest.fixture(scope="module")
 def auroc_on_unseen(boards):
-    """(section, folder, seed) → AUROC on boards that the training did not see."""
+    """(section, folder, seed) → AUROC, as `train_and_score`."""
 
-    def train_and_score(section, folder, seed):
-        ok = [row for row in boards.rows if row.label == OK]
-        ng = [row for row in boards.rows if row.label == NG]
-        torch.manual_seed(seed)
-        method = create_detector(GEOMETRY, section)
-        batches = Batches(training_tensor(boards, ok[:240], GEOMETRY), section.batch_size, seed)
-        TrainingLoop(method, batches, folder, identity="x", log=RunLog(None, quiet=True)).run()
-        score = torch_scorer(Inspector(method.detector(), GEOMETRY))
-        scores, _ = score(np.stack([boards.image(row) for row in ok[240:] + ng]))
-        return auroc(scores[260:], scores[:260])
+    def on_boards(section, folder, seed):
+        return train_and_score(boards, section, folder, seed)
 
-    return train_and_score
+    return on_boards
