@@ -89,7 +89,7 @@ def scarce(
         "command": command_line(recipe.name, settings, quick),
         "environment": environment,
         "settings": {**dataclasses.asdict(settings), "quick": quick},
-        "recipe": wanted.model_dump(mode="json", exclude_unset=True),
+        "recipe": wanted.model_dump(mode="json", exclude_unset=True) | {"dataset": dataset.resolve().name},
         "facts": facts_of(wanted, dataset, settings, folder),
         "results": results,
         "arms": arms,

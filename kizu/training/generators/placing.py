@@ -49,8 +49,10 @@ LARGEST = 0.5
 """Share of the crop that a defect covers at most."""
 LEAST_INSIDE = 0.8
 """Share of a defect that stays inside the view."""
-REDRAWN = 3
+REDRAWN = 12
 """How often the generator draws again where its crop shows no defect anywhere; an image still is its seed's."""
+ANYWHERE = 64
+"""Places that are looked at, whatever their surroundings, for a crop that shows no defect where it fits best."""
 MINOR = 0.2
 """Parts of a defect smaller than this share of the largest are left out."""
 
@@ -242,7 +244,11 @@ def place_crop(
 ) -> Drawn | None:
     """The crop's defect, [C, h, w] from 0 to 255, in one of the views, uint8 [M, C, H, W].
 
-    Where no place shows a defect: with `anyhow`, an ellipse of the typical size is taken for it; otherwise None.
+    Where no place shows a defect: None; with `anyhow`, what can be seen of it within an ellipse of the typical size, if
+    need be at a place that does not match.
+
+    Raises:
+        UserError: with `anyhow`, where nothing can be seen anywhere: an image without a defect must not be called NG.
     """
     sides = views.shape[2:]
     near = [piece.shape[1 + side] > 0.75 * sides[side] for side in (0, 1)]
@@ -263,8 +269,32 @@ def place_crop(
         tried.append((int(visible_change(view, source, typical).sum()), view, source, typical))
     if not anyhow:
         return None
-    _, view, source, typical = max(tried, key=lambda attempt: attempt[0])
-    return _put(view, source, typical, config)
+    shown, view, source, typical = max(tried, key=lambda attempt: attempt[0])
+    if shown < SPECK:
+        shown, view, source, typical = max(_anywhere(piece, where, views, rng), key=lambda attempt: attempt[0])
+    if shown < SPECK:
+        raise UserError(
+            "generator.placed: the generator draws crops that cannot be told from OK images.",
+            "Train it longer (generator.kimg), and look at generator/grid.png.",
+        )
+    return _put(view, source, visible_change(view, source, typical), config)
+
+
+def _anywhere(
+    piece: Floats, where: DefectPlaces, views: Tensor, rng: np.random.Generator
+) -> list[tuple[int, Floats, Floats, Mask]]:
+    """Random places: how many pixels can be seen to differ in the typical ellipse, view, piece laid out, ellipse."""
+    height, width = views.shape[2:]
+    found = []
+    for _ in range(ANYWHERE):
+        view = views[int(rng.integers(len(views)))].numpy().astype(np.float32)
+        top, left = (
+            int(rng.integers(side - own + 1)) for side, own in zip((height, width), piece.shape[1:], strict=True)
+        )
+        source, there = laid_out(piece, top, left, height, width)
+        typical = laid_out(where.ellipse[None].astype(np.float32), top, left, height, width)[0][0].astype(bool) & there
+        found.append((int(visible_change(view, source, typical).sum()), view, source, typical))
+    return found
 
 
 def differing(view: Floats, source: Floats, ring: Mask, centre: Mask, there: Mask, sensitivity: float) -> Mask:
