@@ -26,7 +26,7 @@ def bench_app() -> typer.Typer:
 
     @group.callback()
     def bench() -> None:
-        """Keeps `ganomaly` a subcommand of its own while it is the only one."""
+        """A group, whatever the number of its commands."""
 
     group.command("ganomaly")(_ganomaly)
     group.command("gan")(_gan)

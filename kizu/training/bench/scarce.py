@@ -133,7 +133,7 @@ def _shelf_key(arm: Arm, recipe: Recipe) -> str | None:
     if section is None or not arm.trains_gan:
         return None
     changes = arm.generator or {}
-    key = json.dumps([arm.subset, changes.get("kimg"), changes.get("conditional")])
+    key = json.dumps([arm.subset, *(changes.get(name) for name in ("kimg", "conditional", "crop"))])
     return hashlib.sha256(key.encode()).hexdigest()[:12]
 
 

@@ -75,7 +75,7 @@ def known_arms(shares: Sequence[float]) -> list[Arm]:
     if wrong := [share for share in shares if not 0 < share < 1]:
         raise UserError(f"{wrong[0]:g} is no share of the NG for the curve.", "Give shares between 0 and 1.")
     half = Arm(HALF, share=0.5)
-    placed = {"placed": True}
+    placed = {"placed": True, "crop": CROP}
     arms = [
         Arm(ALL),
         half,
@@ -114,6 +114,8 @@ def known_arms(shares: Sequence[float]) -> list[Arm]:
     return arms
 
 
+CROP = 0.7
+"""Of the recipe's window, the share that the crops of placed defects have: one as large finds few places that fit."""
 MAIN = 10
 """Arms of the table; those behind are remedies."""
 QUICK = (ALL, HALF, "half + classic", "half + poisson", "half + GAN whole", PLACED)
@@ -235,6 +237,10 @@ def _generator_of(arm: Arm, recipe: Recipe) -> GeneratorSection | None:
         content = {"count": section.count}
     if "kimg" in changes:
         changes["kimg"] = changes["kimg"] * section.kimg
+    if "crop" in changes:
+        image = recipe.image.geometry
+        window = section.crop or image.tile or max(section.sides or (image.height, image.width))
+        changes["crop"] = max(16, round(changes["crop"] * window))
     try:
         return GeneratorSection.model_validate({**content, **changes})
     except ValidationError as error:

@@ -270,9 +270,9 @@ def place_crop(
     if not anyhow:
         return None
     shown, view, source, typical = max(tried, key=lambda attempt: attempt[0])
-    if shown < SPECK:
+    if shown < min(SPECK, where.ellipse.sum()):
         shown, view, source, typical = max(_anywhere(piece, where, views, rng), key=lambda attempt: attempt[0])
-    if shown < SPECK:
+    if not shown:
         raise UserError(
             "generator.placed: the generator draws crops that cannot be told from OK images.",
             "Train it longer (generator.kimg), and look at generator/grid.png.",

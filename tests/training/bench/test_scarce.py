@@ -90,6 +90,12 @@ def test_classic_augmentation_is_never_weaker_than_the_recipes():
     assert recipe_of(known_arms(())[0], mine, 0, ROWS, ROWS).augment == mine.augment
 
 
+def test_crops_of_placed_defects_are_smaller_than_the_recipes_window():
+    arms = {arm.name: arm for arm in known_arms(())}
+    for name, crop in (("half + GAN whole", 64), ("half + GAN placed", 45)):
+        assert recipe_of(arms[name], WITH_GAN, 0, ROWS, ROWS).generator.crop == crop
+
+
 def test_arms_come_with_those_that_they_are_held_against():
     found = chosen_arms(["5 % of the NG + GAN placed"], SHARES, WITH_GAN, located=True)
     assert [arm.name for arm in found] == [HALF, "5 % of the NG", "5 % of the NG + GAN placed"]
@@ -198,7 +204,7 @@ def test_what_no_arm_could_use_is_refused_before_anything_trains(boards, tmp_pat
 def finished(boards, tmp_path_factory):
     """Three arms × two seeds, really run."""
     folder = tmp_path_factory.mktemp("scarce-out")
-    settings = Settings(seeds=(0, 1), arms=("half + GAN whole", "half + GAN placed"), shares=(), device="cpu")
+    settings = Settings(seeds=(0, 1), arms=("half + GAN placed", "half + GAN placed, ratio ¼"), shares=(), device="cpu")
     said: list[str] = []
     return folder, settings, run(TINY, boards.parent, boards, settings, folder, said.append), said
 
@@ -210,7 +216,7 @@ def scores(path: Path) -> list[dict[str, str]]:
 
 def test_every_arm_runs_with_every_seed_and_progress_is_told(finished):
     _, _, results, said = finished
-    arms = ("half", "half + GAN whole", "half + GAN placed")
+    arms = ("half", "half + GAN placed", "half + GAN placed, ratio ¼")
     assert [(found["arm"], found["seed"]) for found in results] == [(arm, seed) for arm in arms for seed in (0, 1)]
     assert said[1] == "3 arms × 2 seeds, 1 at a time"
     assert sorted(line[:4] for line in said[2:]) == [f"{n}/6 " for n in range(1, 7)]
@@ -262,7 +268,8 @@ def test_the_command_resumes_and_writes_result_and_page(finished, boards, tmp_pa
     written = boards.with_name("tiny.toml")
     written.write_text(TINY_TOML)
     page = tmp_path / "scarce.md"
-    options = ["--seeds", "2", "--arm", "half + GAN whole", "--arm", "half + GAN placed", "--parallel", "1", "--json"]
+    arms = ["--arm", "half + GAN placed", "--arm", "half + GAN placed, ratio ¼"]
+    options = ["--seeds", "2", *arms, "--parallel", "1", "--json"]
     ran = CliRunner().invoke(
         bench_app(), ["scarce", str(written), *options, "--out", str(folder), "--report", str(page)]
     )
@@ -271,7 +278,7 @@ def test_the_command_resumes_and_writes_result_and_page(finished, boards, tmp_pa
     assert result == json.loads((folder / "result.json").read_text())
     assert result["results"] == results
     assert result["arms"] == json.loads(json.dumps(summary(results)))
-    assert result["command"].startswith("kizu bench scarce tiny.toml --seeds 2 --arm 'half + GAN whole' --arm ")
+    assert result["command"].startswith("kizu bench scarce tiny.toml --seeds 2 --arm 'half + GAN placed' --arm ")
     assert "12 groups" in page.read_text()
     assert str(folder) not in page.read_text() + ran.stdout
     assert (tmp_path / "scarce" / "arms.svg").exists()
