@@ -27,9 +27,16 @@ def make_inspector(small_method):
     return make
 
 
-@pytest.mark.parametrize("kind", DETECTORS)
-@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
-def test_onnx_and_torch_agree_on_any_number_size_and_colour_of_images(make_inspector, kind, geometry):
+# Geometry is the same graph before every detector: one kind meets all of it, the others the two that differ most.
+PAIRS = [("ganomaly", name) for name in GEOMETRIES]
+PAIRS += [
+    (kind, name) for kind in DETECTORS if kind != "ganomaly" for name in ("whole-oblong-rgb", "resized-tiles-rgb")
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), PAIRS)
+def test_onnx_and_torch_agree_on_any_number_size_and_colour_of_images(make_inspector, kind, name):
+    geometry = GEOMETRIES[name]
     inspector = make_inspector(kind, geometry)
     exported, reference = Session(export_onnx(inspector), "cpu"), torch_scorer(inspector)
     random = np.random.default_rng(0)

@@ -59,8 +59,9 @@ def configure(
     """What a recipe's `[generator]` asks for, for images of `size` (height, width) and so many classes (0: none).
 
     Raises:
-        UserError: unknown preset, option or augmentation, or a value out of range.
+        UserError: unknown kind, preset, option or augmentation, or a value out of range.
     """
+    check_keys(section)
     chosen_options = own_options(section)
     what = f"generator '{section.kind}'"
     preset = options.preset(PRESETS, section.preset, what)
