@@ -1,4 +1,4 @@
-"""f-AnoGAN learns what a good board looks like: on three seeds together, clearly better than chance."""
+"""f-AnoGAN learns what a good board looks like: on two seeds together, clearly better than chance."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import pytest
 
 @pytest.mark.alone
 @pytest.mark.timeout(1200)
-def test_fanogan_separates_boards_after_a_few_minutes_on_each_of_three_seeds(boards, tmp_path):
+def test_fanogan_separates_boards_after_a_few_minutes_on_each_of_two_seeds(boards, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -36,9 +36,9 @@ def test_fanogan_separates_boards_after_a_few_minutes_on_each_of_three_seeds(boa
     command, environment = [sys.executable, str(script)], os.environ | {"OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen([*command, str(seed), str(tmp_path / str(seed))], stdout=subprocess.PIPE, env=environment)
-        for seed in (0, 1, 2)
+        for seed in (0, 1)
     ]
     found = [json.loads(process.communicate()[0]) for process in running]
-    mean = sum(estimate["value"] for estimate in found) / 3
-    half = math.hypot(*((estimate["upper"] - estimate["lower"]) / 2 for estimate in found)) / 3
+    mean = sum(estimate["value"] for estimate in found) / 2
+    half = math.hypot(*((estimate["upper"] - estimate["lower"]) / 2 for estimate in found)) / 2
     assert mean - half > 0.5, found
