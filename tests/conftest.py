@@ -34,3 +34,23 @@ def small_method():
         return method
 
     return make
+
+
+@pytest.fixture(scope="session")
+def assert_depends_on_its_image_alone():
+    """(detector, images [6, 1, H, W], least spread of the scores): the same whatever the batch, order or neighbours."""
+
+    def check(detector, x, spread=1e-3):
+        with torch.no_grad():
+            score, heatmap = detector(x)
+            alone = torch.cat([detector(image[None])[0] for image in x])
+            order = torch.tensor([3, 0, 5, 1, 4, 2])
+            shuffled, shuffled_maps = detector(x[order])
+        assert score.shape == (6,)
+        assert heatmap.shape == x.shape
+        torch.testing.assert_close(score, alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(score[order], shuffled, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(heatmap[order], shuffled_maps, rtol=1e-4, atol=1e-4)
+        assert score.std() > spread
+
+    return check
