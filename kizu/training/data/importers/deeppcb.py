@@ -1,8 +1,9 @@
 """DeepPCB: aligned pairs of a template and a tested board image, with boxes of six defect classes.
 
 Notable here:
-- A template is OK, its tested image NG; with `tile` both are cut, and a tile is NG where it holds a box's centre or
-  a fifth of a box. Tiles that only graze a box are neither and are left out.
+- A template is OK, its tested image NG; with `tile` both are cut, and a tile is NG where it shows a fifth of a
+  defect: of its box's pixels that differ from the template. A box's margin is wide, and a fifth of the tiles that hold
+  a good part of a box show nothing in it: neither OK nor NG, they are left out like those that only graze a box.
 - Template and tested image show the same place of the same board: the group is the board.
 
 Tang et al., "Online PCB defect detector on a new PCB defect dataset", arXiv:1902.06197 (2019).
@@ -22,6 +23,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from kizu.errors import UserError
 from kizu.training.data.importers.staging import (
@@ -41,7 +43,9 @@ from kizu.training.data.pool import in_order
 
 CLASSES = {1: "open", 2: "short", 3: "mousebite", 4: "spur", 5: "copper", 6: "pin-hole"}
 NG_SHARE = 0.2
-"""A tile with this share of a box's area is NG, even if the centre lies in its neighbour."""
+"""A tile with this share of a defect is NG, even if most of it lies in its neighbour."""
+_CHANGE = 64
+"""Grey levels by which a defect's pixel differs from the template; the boards are black and white."""
 _SEPARATOR = re.compile(r"[,\s]+")
 
 
@@ -72,6 +76,8 @@ class _Board:
     group: str
     label: str
     boxes: tuple[Box, ...]
+    template: PurePosixPath | None = None
+    """Of a tested image, where it has one."""
 
 
 def import_deeppcb(
@@ -110,33 +116,55 @@ def import_deeppcb(
     return _import_tiles(root, boards, source, destination, cutting, journal)
 
 
-def cut(height: int, width: int, boxes: Iterable[Box], size: int, stride: int) -> tuple[list[Tile], int]:
-    """Tiles of an image and how many were left out because they only graze a box.
+def cut(
+    height: int, width: int, boxes: Iterable[Box], size: int, stride: int, changed: NDArray[np.bool_] | None = None
+) -> tuple[list[Tile], int]:
+    """Tiles of an image and how many were left out because they show too little of a defect to be NG.
 
-    A tile is NG if it holds a box's centre or at least `NG_SHARE` of its area, OK if no box overlaps it.
+    A tile is OK if no box overlaps it. Of a defect it must show `NG_SHARE` to be NG: of the box's pixels in `changed`
+    (height, width), which are the defect's own, or without `changed` of the box's area, or its centre.
     """
-    tiles, grazing = [], 0
+    tiles, unclear = [], 0
     boxes = tuple(boxes)
     for y in _starts(height, size, stride):
         for x in _starts(width, size, stride):
-            inside, defects = [], set()
-            for box in boxes:
-                clipped = Box(
-                    max(box.x0 - x, 0), max(box.y0 - y, 0), min(box.x1 - x, size), min(box.y1 - y, size), box.defect
-                )
-                if clipped.x0 >= clipped.x1 or clipped.y0 >= clipped.y1:
-                    continue
-                inside.append(clipped)
-                holds_centre = x <= (box.x0 + box.x1) / 2 < x + size and y <= (box.y0 + box.y1) / 2 < y + size
-                if holds_centre or _area(clipped) >= NG_SHARE * _area(box):
-                    defects.add(box.defect)
-            if defects:
-                tiles.append(Tile(x, y, NG, "+".join(sorted(defects)), tuple(inside)))
+            inside = [box for box in boxes if x < box.x1 and box.x0 < x + size and y < box.y1 and box.y0 < y + size]
+            shown = [box for box in inside if _is_shown(box, _clipped(box, x, y, size), changed)]
+            if shown:
+                clipped = tuple(_shifted(_clipped(box, x, y, size), x, y) for box in inside)
+                tiles.append(Tile(x, y, NG, "+".join(sorted({box.defect for box in shown})), clipped))
             elif inside:
-                grazing += 1
+                unclear += 1
             else:
                 tiles.append(Tile(x, y, OK, "", ()))
-    return tiles, grazing
+    return tiles, unclear
+
+
+def _clipped(box: Box, x: int, y: int, size: int) -> Box:
+    return Box(max(box.x0, x), max(box.y0, y), min(box.x1, x + size), min(box.y1, y + size), box.defect)
+
+
+def _shifted(box: Box, x: int, y: int) -> Box:
+    return Box(box.x0 - x, box.y0 - y, box.x1 - x, box.y1 - y, box.defect)
+
+
+def _is_shown(box: Box, clipped: Box, changed: NDArray[np.bool_] | None) -> bool:
+    if changed is not None:
+        whole, part = (np.count_nonzero(changed[each.y0 : each.y1, each.x0 : each.x1]) for each in (box, clipped))
+        return bool(part > 0 and part >= NG_SHARE * whole)
+    centre_x, centre_y = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
+    holds_centre = clipped.x0 <= centre_x < clipped.x1 and clipped.y0 <= centre_y < clipped.y1
+    return holds_centre or _area(clipped) >= NG_SHARE * _area(box)
+
+
+def changed_pixels(tested: NDArray[np.uint8], template: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where a tested image differs from its template, both (height, width, channels): (height, width).
+
+    Differences thinner than three pixels are the alignment's and are opened away.
+    """
+    difference = np.abs(tested.astype(np.int16) - template.astype(np.int16)).max(axis=2)
+    changed: NDArray[np.bool_] = ndimage.binary_opening(difference >= _CHANGE, np.ones((3, 3), np.bool_))
+    return changed
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:
@@ -153,7 +181,7 @@ def _survey_boards(root: Path, journal: Journal) -> list[_Board]:
     boards = []
     stray = Journal()
     paths = survey(root, stray)
-    present = {str(path.with_suffix("")) for path in paths}
+    present = {str(path.with_suffix("")): path for path in paths}
     for path in paths:
         base, _, kind = path.stem.rpartition("_")
         if len(path.parts) != 3 or kind.lower() not in ("temp", "test") or not base:
@@ -164,13 +192,14 @@ def _survey_boards(root: Path, journal: Journal) -> list[_Board]:
         if kind.lower() == "temp":
             boards.append(_Board(path, group, OK, ()))
             continue
-        if str(path.with_name(f"{base}_temp")) not in present:
-            journal.notes.append(f"{path}: has no template")
+        template = present.get(str(path.with_name(f"{base}_temp")))
+        if template is None:
+            journal.notes.append(f"{path}: has no template; what a tile shows of a defect is told from its box alone")
         tables.add(str(table))
         boxes = _read_boxes(root / table, root / path)
         if not boxes:
             journal.notes.append(f"{path}: its boxes file is empty; imported as OK")
-        boards.append(_Board(path, group, NG if boxes else OK, boxes))
+        boards.append(_Board(path, group, NG if boxes else OK, boxes, template))
     if not boards:
         raise UserError(
             f"{root}: there are no group*/*/*_temp.jpg and *_test.jpg images", "Give the folder that holds PCBData."
@@ -211,9 +240,13 @@ def _import_tiles(
     root: Path, boards: list[_Board], source: Path, destination: Path, cutting: _Cutting, journal: Journal
 ) -> Manifest:
     check_classes((Row("", board.label) for board in boards), source)
-    planned, grazing = _plan(root, boards, cutting)
-    if grazing:
-        journal.notes.append(f"{grazing} tiles that only graze a defect's box are neither OK nor NG and were left out")
+    journal.total = 2 * len(boards)
+    planned, unclear = _plan(root, boards, cutting, journal)
+    if unclear:
+        journal.notes.append(
+            f"{unclear} tiles that overlap a defect's box but show less than a fifth of the defect are neither OK "
+            "nor NG and were left out"
+        )
     if cutting.max_ok_per_ng is not None:
         before = sum(len(tiles) for _, tiles in planned)
         planned = _sample_ok(planned, cutting)
@@ -221,7 +254,6 @@ def _import_tiles(
         journal.notes.append(
             f"{dropped} OK tiles were left out, to keep {cutting.max_ok_per_ng:g} per NG tile and board"
         )
-    journal.total = len(planned)
     rows: list[Row] = []
     with staged(destination, source) as staging:
         make_folders(staging, (f"{board.path.with_suffix('')}/tile" for board, _ in planned))
@@ -238,9 +270,10 @@ def _import_tiles(
     return Manifest(Path(destination), rows)
 
 
-def _plan(root: Path, boards: list[_Board], cutting: _Cutting) -> tuple[list[tuple[_Board, list[Tile]]], int]:
-    planned, grazing = [], 0
-    for board in boards:
+def _plan(
+    root: Path, boards: list[_Board], cutting: _Cutting, journal: Journal
+) -> tuple[list[tuple[_Board, list[Tile]]], int]:
+    def work(board: _Board) -> tuple[list[Tile], int]:
         header = read_size(root / board.path)
         height, width = header.height, header.width
         if min(height, width) < cutting.size:
@@ -248,10 +281,26 @@ def _plan(root: Path, boards: list[_Board], cutting: _Cutting) -> tuple[list[tup
                 f"{root / board.path}: {width}×{height} pixels are smaller than the tile of {cutting.size}",
                 f"Use --tile {min(height, width)} or less, or import whole images without --tile.",
             )
-        tiles, left_out = cut(height, width, board.boxes, cutting.size, cutting.stride)
+        return cut(height, width, board.boxes, cutting.size, cutting.stride, _changes(root, board))
+
+    planned, unclear = [], 0
+    for board, (tiles, left_out) in zip(boards, in_order(work, boards, journal.progress), strict=True):
         planned.append((board, tiles))
-        grazing += left_out
-    return planned, grazing
+        unclear += left_out
+    return planned, unclear
+
+
+def _changes(root: Path, board: _Board) -> NDArray[np.bool_] | None:
+    """Where a board differs from its template; None if it has no boxes or no template."""
+    if not board.boxes or board.template is None:
+        return None
+    tested, template = (read_image(root / path)[1] for path in (board.path, board.template))
+    if tested.shape[:2] != template.shape[:2]:
+        raise UserError(
+            f"{root / board.template}: differs in size from {board.path.name}, whose template it is",
+            "Restore the pair from upstream; the published images are aligned.",
+        )
+    return changed_pixels(tested, template)
 
 
 def _sample_ok(planned: list[tuple[_Board, list[Tile]]], cutting: _Cutting) -> list[tuple[_Board, list[Tile]]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from kizu.errors import UserError
 from kizu.training.data.importers.deeppcb import cut, import_deeppcb
@@ -16,19 +17,31 @@ from kizu.training.data.importers.staging import Journal
 from kizu.training.data.manifest import NG, OK, Box, Manifest
 from kizu.training.data.splits import assign_splits
 
-from ..conftest import Draw, leftovers
+from ..conftest import leftovers
+
+
+def print_board(path: Path, defects: Iterable[Box] = ()) -> None:
+    """A bare board of 64×64 pixels with copper where its defects are."""
+    pixels = np.full((64, 64), 40, np.uint8)
+    for box in defects:
+        pixels[box.y0 : box.y1, box.x0 : box.x1] = 220
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=95)
 
 
 @pytest.fixture
-def source(tmp_path: Path, draw: Draw) -> Path:
+def source(tmp_path: Path) -> Path:
     """Two boards; the first tested image has two defects, the second one across a border."""
     root = tmp_path / "source" / "PCBData"
-    for board, boxes in (("00041", "2 2 6 6 3\n40,40,52,52,6\n"), ("20085", "30 2 34 10 1")):
-        for kind in ("temp", "test"):
-            draw(root / f"group{board}" / board / f"{board}000_{kind}.jpg", size=(64, 64))
-        table = root / f"group{board}" / f"{board}_not" / f"{board}000.txt"
-        table.parent.mkdir()
-        table.write_text(boxes)
+    for board, table, defects in (
+        ("00041", "2 2 6 6 3\n40,40,52,52,6\n", [Box(2, 2, 6, 6, ""), Box(40, 40, 52, 52, "")]),
+        ("20085", "30 2 34 10 1", [Box(30, 2, 34, 10, "")]),
+    ):
+        folder = root / f"group{board}"
+        print_board(folder / board / f"{board}000_temp.jpg")
+        print_board(folder / board / f"{board}000_test.jpg", defects)
+        (folder / f"{board}_not").mkdir()
+        (folder / f"{board}_not" / f"{board}000.txt").write_text(table)
     (root / "trainval.txt").write_text("group00041/00041/00041000.jpg group00041/00041_not/00041000.txt\n")
     return tmp_path / "source"
 
@@ -62,7 +75,36 @@ def test_tiles_are_cut_labelled_and_hold_the_source_pixels(source: Path, tmp_pat
     assert Manifest.read(tmp_path / "set").rows == manifest.rows
 
 
-def test_a_tile_is_ng_by_centre_or_a_fifth_ok_if_untouched_and_else_dropped() -> None:
+def test_a_tile_is_ng_where_it_shows_a_fifth_of_the_defect_not_of_its_box(source: Path, tmp_path: Path) -> None:
+    board = source / "PCBData" / "group20085"
+    # The box's margin reaches far into the right tiles; what differs from the template does so less.
+    (board / "20085_not" / "20085000.txt").write_text("12 2 52 10 1")
+    for right_end, labels in ((31, [NG]), (34, [NG]), (35, [NG, NG])):
+        print_board(board / "20085" / "20085000_test.jpg", [Box(20, 2, right_end, 10, "")])
+        journal = Journal()
+        manifest = import_deeppcb(source, tmp_path / f"{right_end}", tile=32, journal=journal)
+        rows = [row for row in manifest.rows if row.path.startswith("group20085/20085/20085000_test")]
+        assert [row.label for row in rows if "y0000" in row.path] == labels
+        left_out = [note for note in journal.notes if note.startswith("1 tiles that overlap")]
+        assert len(left_out) == (labels == [NG])
+
+
+def test_a_defect_that_shows_nowhere_makes_no_tile_ng(source: Path, tmp_path: Path) -> None:
+    print_board(source / "PCBData" / "group20085" / "20085" / "20085000_test.jpg", [Box(30, 2, 32, 10, "")])
+    manifest = import_deeppcb(source, tmp_path / "set", tile=32)
+    assert {row.group for row in manifest.rows if row.label == NG} == {"group00041"}
+
+
+def test_without_its_template_a_tested_image_is_cut_by_its_boxes_alone(source: Path, tmp_path: Path) -> None:
+    (source / "PCBData" / "group20085" / "20085" / "20085000_temp.jpg").unlink()
+    print_board(source / "PCBData" / "group20085" / "20085" / "20085000_test.jpg")
+    journal = Journal()
+    manifest = import_deeppcb(source, tmp_path / "set", tile=32, journal=journal)
+    assert sum(row.label == NG for row in manifest.rows if row.group == "group20085") == 2
+    assert any("20085000_test.jpg: has no template" in note for note in journal.notes)
+
+
+def test_by_boxes_a_tile_is_ng_by_centre_or_a_fifth_ok_if_untouched_and_else_dropped() -> None:
     def labels(*boxes: Box) -> dict[tuple[int, int], str]:
         tiles, grazing = cut(20, 20, boxes, 10, 10)
         assert len(tiles) + grazing == 4
@@ -142,9 +184,13 @@ def test_bad_deeppcb_is_refused_and_leaves_nothing(source: Path, tmp_path: Path)
     refuse("00041000.txt: the boxes of .*00041000_test.jpg are missing")
     table.write_text("1 1 9 9 1")
     image = source / "PCBData" / "group00041" / "00041" / "00041000_test.jpg"
-    image.write_bytes(image.read_bytes()[:-200])
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-20])
     for options in ({}, {"tile": 32}):
         refuse(r"00041000_test\.jpg: the image is truncated", **options)
+    image.write_bytes(whole)
+    Image.new("L", (64, 72)).save(image.with_name("00041000_temp.jpg"))
+    refuse(r"00041000_temp\.jpg: differs in size from 00041000_test\.jpg", tile=32)
 
 
 def test_an_unknown_layout_is_said(tmp_path: Path) -> None:
