@@ -279,14 +279,17 @@ def _found(arms: Sequence[Arm], seeds: Sequence[int], folder: Path) -> dict[tupl
 
 
 def _chains(arms: Sequence[Arm], seeds: Sequence[int], recipe: Recipe) -> list[tuple[list[Arm], int]]:
-    """Arms that share a generator follow each other in one worker; the longest chains first."""
+    """Arms that share a generator follow each other in one worker; seed by seed, the longest chains first.
+
+    What is done when a run is stopped can then be compared: whole seeds.
+    """
     chains = []
     for seed in seeds:
         sharing: dict[str, list[Arm]] = {}
         for arm in arms:
             sharing.setdefault(_shelf_key(arm, recipe) or arm.name, []).append(arm)
         chains += [(chain, seed) for chain in sharing.values()]
-    return sorted(chains, key=lambda chain: -len(chain[0]))
+    return sorted(chains, key=lambda chain: (seeds.index(chain[1]), -len(chain[0])))
 
 
 def _run_chain(

@@ -21,7 +21,6 @@ from kizu.training.recipe import AugmentSection, GeneratorSection, Recipe
 
 GAN = "stylegan2-ada"
 ALL, HALF = "all", "half"
-PLACED = "half + GAN placed"
 STRONG = {"shift": 0.1, "scale": 0.1, "brightness": 0.1, "contrast": 0.3, "noise": 0.02}
 """Classic augmentation at amounts that few recipes would dare."""
 
@@ -53,6 +52,17 @@ class Arm:
         return self.generator is not None and self.generator.get("kind", GAN) == GAN
 
     @property
+    def places_defects(self) -> bool:
+        """Whether its NG are defects put elsewhere, so that the real ones must have boxes or masks."""
+        changes = self.generator or {}
+        return bool(changes.get("placed")) or changes.get("options", {}).get("patches") == "ng"
+
+    @property
+    def is_on_curve(self) -> bool:
+        """Whether it is of the curve over the number of NG: what is real alone, and with the GAN's defects."""
+        return self.ng_share < 1 and (self.generator is None or self.trains_gan)
+
+    @property
     def against(self) -> str | None:
         """The arm without synthetic NG on the same data; None for that arm itself."""
         plain = plain_name(self.share, self.ng_share)
@@ -66,8 +76,18 @@ def plain_name(share: float, ng_share: float) -> str:
     return f"{100 * ng_share:g} % of the NG"
 
 
+def placed_name(plain: str) -> str:
+    """The arm that adds the GAN's placed defects to what `plain` sees."""
+    return f"{plain} + GAN placed"
+
+
+def is_rival(name: str, against: str | None) -> bool:
+    """Whether an arm adds what draws defects without training to what `against` sees."""
+    return name in [f"{against} + {kind}" for kind in UNTRAINED]
+
+
 def known_arms(shares: Sequence[float]) -> list[Arm]:
-    """All arms: of the table first, remedies after them, then the curve over `shares` of the NG.
+    """All arms: of the table first, remedies after them, then `shares` of the NG: the curve, and untrained generators.
 
     Raises:
         UserError: a share that is none.
@@ -81,9 +101,9 @@ def known_arms(shares: Sequence[float]) -> list[Arm]:
         half,
         replace(half, name="half + classic", strong=True),
         replace(half, name="half + altered copies", generator={"kind": "classic"}),
-        *(replace(half, name=f"half + {kind}", generator={"kind": kind}) for kind in ("cutpaste", "poisson", "perlin")),
+        *(replace(half, name=f"half + {name}", generator=changes) for name, changes in UNTRAINED.items()),
         replace(half, name="half + GAN whole", generator={"placed": False}),
-        replace(half, name=PLACED, generator=placed),
+        replace(half, name=placed_name(HALF), generator=placed),
         replace(half, name="half + GAN placed + classic", generator=placed, strong=True),
         replace(
             half,
@@ -110,15 +130,23 @@ def known_arms(shares: Sequence[float]) -> list[Arm]:
     ]
     for share in sorted(set(shares)):
         plain = Arm(plain_name(1.0, share), ng_share=share)
-        arms += [plain, replace(plain, name=f"{plain.name} + GAN placed", generator=placed)]
+        arms += [plain, replace(plain, name=placed_name(plain.name), generator=placed)]
+        arms += [replace(plain, name=f"{plain.name} + {name}", generator=UNTRAINED[name]) for name in UNTRAINED]
     return arms
 
 
+UNTRAINED: dict[str, dict[str, Any]] = {
+    "cutpaste": {"kind": "cutpaste"},
+    "poisson": {"kind": "poisson"},
+    "perlin": {"kind": "perlin"},
+    "real defects placed": {"kind": "poisson", "options": {"patches": "ng"}},
+}
+"""What draws defects without training, and a GAN must beat."""
 CROP = 0.7
 """Of the recipe's window, the share that the crops of placed defects have: one as large finds few places that fit."""
-MAIN = 10
+MAIN = 11
 """Arms of the table; those behind are remedies."""
-QUICK = (ALL, HALF, "half + classic", "half + poisson", "half + GAN whole", PLACED)
+QUICK = (ALL, HALF, "half + classic", "half + poisson", "half + GAN whole", placed_name(HALF))
 """Arms of the table that `--quick` runs."""
 QUICK_SHARES = (0.05,)
 QUICK_KIMG, QUICK_IMAGES, QUICK_UPDATES = 4.0, 400, 600
@@ -150,20 +178,24 @@ def chosen_arms(names: Sequence[str], shares: Sequence[float], recipe: Recipe, *
     """The arms to run, in order; without names, those of the table and of the curve.
 
     Args:
-        names: of arms; those that they are held against come with them.
+        names: of arms; those that they are held against come with them. "table" and "curve" stand for all of theirs.
         shares: of the NG, for the curve.
         located: the NG have boxes or masks, so that defects can be placed.
 
     Raises:
         UserError: an unknown arm, or one that the recipe cannot run.
     """
-    known, given = known_arms(shares), bool(names)
-    names = names or [arm.name for place, arm in enumerate(known) if place < MAIN or arm.ng_share < 1]
+    known, by_name = known_arms(shares), bool(names)
+    groups = {
+        "table": [arm.name for arm in known[:MAIN]],
+        "curve": [arm.name for arm in known if arm.is_on_curve],
+    }
+    names = [name for choice in names or groups for name in groups.get(choice, [choice])]
     if unknown := [name for name in names if name not in {arm.name for arm in known}]:
         raise UserError(f"Unknown arm '{unknown[0]}'.", "Known: " + "; ".join(arm.name for arm in known) + ".")
     arms = [arm for arm in known if arm.name in names]
-    if not located and (unplaced := [arm for arm in arms if (arm.generator or {}).get("placed")]):
-        if given:
+    if not located and (unplaced := [arm for arm in arms if arm.places_defects]):
+        if by_name:
             raise UserError(
                 f"'{unplaced[0].name}': the NG have neither boxes nor masks, so there is nothing to place.",
                 'Add them to the manifest, or choose "half + GAN whole".',

@@ -30,7 +30,8 @@ def scarce(
         int | None, typer.Option(min=1, help="Trainings of each arm, with seed 0, 1, …; 5 if omitted.")
     ] = None,
     arm: Annotated[
-        list[str] | None, typer.Option(help="By name, several times; those of the table and the curve if omitted.")
+        list[str] | None,
+        typer.Option(help="By name, several times; table or curve: all of theirs. Both if omitted."),
     ] = None,
     share: Annotated[
         list[float] | None,
@@ -139,8 +140,7 @@ def _settings(
     chosen, fractions = tuple(arms or ()), tuple(shares or ())
     if quick:
         fractions = fractions or scarce_arms.QUICK_SHARES
-        curve = [known.name for known in scarce_arms.known_arms(fractions) if known.ng_share < 1]
-        chosen = chosen or (*scarce_arms.QUICK, *curve)
+        chosen = chosen or (*scarce_arms.QUICK, "curve")
         most_ok, most_ng, seeds = most_ok or QUICK_OK, most_ng or QUICK_NG, seeds or QUICK_SEEDS
     at_once = parallel or usable_cores()
     return Settings(

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 
 from kizu.models.rates import Rate
-from kizu.training.bench.scarce_arms import ALL, HALF
+from kizu.training.bench.scarce_arms import ALL, HALF, is_rival, placed_name
 from kizu.training.data.manifest import NG, OK
 from kizu.training.evaluation.detection import TARGET_FNRS, specificity_at_fnr
 from kizu.training.evaluation.ranking import auroc
@@ -94,8 +94,8 @@ def at_of(result: dict[str, Any], target: str | float) -> dict[str, Any]:
 def summary(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One entry for each arm, in order: mean and standard deviation of each measure over seeds, and gains.
 
-    Gains are over the arm without synthetic NG on the same data and, for arms with all of their NG, over `half` and
-    `all`; paired by seed.
+    Gains are over the arm without synthetic NG on the same data; for arms with all of their NG, over `half` and `all`;
+    for what draws without training, over the GAN's placed defects on the same data. All are paired by seed.
     """
     arms: dict[str, dict[int, dict[str, Any]]] = {}
     for result in results:
@@ -113,6 +113,8 @@ def _of_arm(name: str, runs: dict[int, dict[str, Any]], arms: dict[str, dict[int
     entry["interrupted"] = any(run["interrupted"] for run in runs.values())
     entry["measures"], entry["gains"], entry["at"] = {}, {}, {}
     others = [first["against"], *([HALF, ALL] if first["ng_share"] == 1.0 else [])]
+    if is_rival(name, first["against"]):
+        others.append(placed_name(first["against"]))
     for measure in MEASURES:
         values = [value_of(runs[seed], measure) for seed in seeds]
         spread = statistics.stdev(values) if len(values) > 1 else None

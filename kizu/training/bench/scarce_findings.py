@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kizu.training.bench.scarce_arms import ALL, HALF, is_remedy
+from kizu.training.bench.scarce_arms import ALL, HALF, is_remedy, is_rival, placed_name
 
 Entry = dict[str, Any]
 """Of one arm, as `scarce_figures.summary` gives it."""
@@ -29,6 +29,7 @@ def findings(arms: Sequence[Entry]) -> list[str]:
     found += _reaches_all(synthetic, whole)
     found += _spread(synthetic, half)
     found += _curve(arms)
+    found += _rivals(arms)
     seeds = min((len(arm["seeds"]) for arm in arms), default=0)
     if seeds < 2:
         found.append("One seed alone: there are no intervals, and nothing here is told from chance.")
@@ -131,7 +132,7 @@ def _spread(synthetic: Sequence[Entry], half: Entry | None) -> list[str]:
 
 
 def _curve(arms: Sequence[Entry]) -> list[str]:
-    pairs = [arm for arm in arms if arm["ng_share"] < 1.0 and arm["against"] in arm["gains"]]
+    pairs = [arm for arm in arms if is_placed_on_curve(arm) and arm["against"] in arm["gains"]]
     if not pairs:
         return []
     found = []
@@ -153,6 +154,30 @@ def _curve(arms: Sequence[Entry]) -> list[str]:
         parts = "; ".join(f"{told} at {', '.join(shares)} of the NG" for told, shares in by_verdict.items())
         found.append(f"GAN placed along the curve, {name}: {parts}.")
     return found
+
+
+def _rivals(arms: Sequence[Entry]) -> list[str]:
+    found = []
+    for measure, name, told in (("auroc", "AUROC", signed), (AIM, "specificity at FNR 1 %", points)):
+        by_plain: dict[str, list[str]] = {}
+        for arm in rivals(arms):
+            gain = arm["gains"][placed_name(arm["against"])][measure]
+            kind = arm["arm"].removeprefix(f"{arm['against']} + ")
+            by_plain.setdefault(arm["against"], []).append(f"{kind} {told(gain)}, {verdict(gain)}")
+        if by_plain:
+            parts = ". ".join(f"With {plain}: {'; '.join(some)}" for plain, some in by_plain.items())
+            found.append(f"What draws without training, less the GAN's placed defects, {name}. {parts}.")
+    return found
+
+
+def rivals(arms: Sequence[Entry]) -> list[Entry]:
+    """What draws without training, where the GAN's placed defects on the same data were run too."""
+    return [arm for arm in arms if is_rival(arm["arm"], arm["against"]) and placed_name(arm["against"]) in arm["gains"]]
+
+
+def is_placed_on_curve(arm: Entry) -> bool:
+    """Whether it is of the curve with the GAN's placed defects."""
+    return bool(arm["ng_share"] < 1.0 and arm["against"] and arm["arm"] == placed_name(arm["against"]))
 
 
 def _short(arm: Entry) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from kizu.training.bench.scarce_arms import ALL, HALF
-from kizu.training.bench.scarce_findings import AIM, Entry, by_name, percent
+from kizu.training.bench.scarce_findings import AIM, Entry, by_name, is_placed_on_curve, percent
 from kizu.training.evaluation.curves import Axis, Frame, LineChart, Series, line_chart
 
 WIDTH = 1200
@@ -131,7 +131,7 @@ def _curve_series(arms: Sequence[Entry]) -> dict[str, list[Series]]:
     if not any(arm["ng_share"] < 1.0 for arm in arms):
         return {}
     alone = [arm for arm in arms if arm["arm"] == ALL or (arm["ng_share"] < 1.0 and arm["against"] is None)]
-    drawn = [arm for arm in arms if arm["ng_share"] < 1.0 and arm["against"] is not None]
+    drawn = [arm for arm in arms if is_placed_on_curve(arm)]
     found = {}
     for measure, scale in (("auroc", 1.0), (AIM, 100.0)):
         found[measure] = [

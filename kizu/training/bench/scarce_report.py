@@ -14,9 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from kizu.training.bench.environment import environment_lines
-from kizu.training.bench.scarce_arms import ALL, HALF, is_remedy
+from kizu.training.bench.scarce_arms import ALL, HALF, is_remedy, placed_name
 from kizu.training.bench.scarce_figures import MEASURES
-from kizu.training.bench.scarce_findings import AIM, Entry, by_name, findings, points, signed
+from kizu.training.bench.scarce_findings import (
+    AIM,
+    Entry,
+    by_name,
+    findings,
+    is_placed_on_curve,
+    points,
+    rivals,
+    signed,
+)
 from kizu.training.bench.scarce_plot import render_svg
 
 PICTURES = "scarce"
@@ -29,6 +38,7 @@ BASELINES = """\
 - altered copies: the arm's own NG, altered in that way, as synthetic NG.
 - cutpaste, poisson, perlin: a patch of an OK image pasted elsewhere; a patch blended in by solving Poisson's
   equation; a texture in the shape of Perlin noise. As in recipes, `generator.kind` of these names.
+- real defects placed: the arm's own NG, each cut out and blended into other OK images (`poisson`, `patches = "ng"`).
 - GAN whole: what StyleGAN2-ADA draws is a synthetic NG as it is. GAN placed: its defect is put into a real OK image.
 """.splitlines()
 
@@ -67,6 +77,7 @@ def render_markdown(result: dict[str, Any]) -> str:
         *_gains(table),
         *(["## Remedies", "", *_arms(remedies), *_gains(remedies)] if remedies else []),
         *_curve(arms),
+        *_rivals(arms),
         *_what_ran(result),
         *HOW_TO_READ,
     ]
@@ -161,7 +172,7 @@ def _curve(arms: Sequence[Entry]) -> list[str]:
         return []
     rows = []
     for arm in sorted(plain, key=lambda arm: arm["ng_share"]) + [a for a in [by_name(arms, ALL)] if a]:
-        other = next((a for a in arms if a["against"] == arm["arm"] and a["ng_share"] < 1.0), None)
+        other = next((a for a in arms if a["against"] == arm["arm"] and is_placed_on_curve(a)), None)
         row = [f"{100 * arm['ng_share']:g} %", str(arm["n_ng"])]
         for measure, told in (("auroc", signed), (AIM, points)):
             scale = 1 if measure == "auroc" else 100
@@ -174,6 +185,25 @@ def _curve(arms: Sequence[Entry]) -> list[str]:
     return [
         "## The curve over the number of NG", "",
         "All OK images of the train split, and so much of its NG.", "",
+        *_table(columns, rows), "",
+    ]  # fmt: skip
+
+
+def _rivals(arms: Sequence[Entry]) -> list[str]:
+    rows = []
+    for arm in sorted(rivals(arms), key=lambda arm: arm["n_ng"]):
+        row = [arm["arm"], str(arm["n_ng"])]
+        for measure, told in (("auroc", signed), (AIM, points)):
+            row.append(_mean(arm["measures"][measure], 1 if measure == "auroc" else 100))
+            row += [told(arm["gains"][other][measure]) for other in (arm["against"], placed_name(arm["against"]))]
+        rows.append(row)
+    if not rows:
+        return []
+    columns = ("arm", "NG", "AUROC", "over real alone", "over GAN placed",
+               "specificity at FNR 1 %", "over real alone", "over GAN placed")  # fmt: skip
+    return [
+        "## What draws without training, against the GAN", "",
+        "The same data, and defects that need no training, in place of the GAN's placed ones.", "",
         *_table(columns, rows), "",
     ]  # fmt: skip
 

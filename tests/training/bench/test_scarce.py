@@ -75,7 +75,8 @@ def test_every_arm_is_a_recipe_that_can_be_told_from_the_others(arm):
     if own.generator is not None:
         check_keys(own.generator)
         assert own.generator.count == 50
-        assert own.generator.options == ({"r1": 0.2} if own.generator.kind == "stylegan2-ada" else {})
+        options = {"r1": 0.2} if own.generator.kind == "stylegan2-ada" else arm.generator.get("options", {})
+        assert own.generator.options == options
     assert [one.name for one in known_arms(SHARES)].count(arm.name) == 1
     if arm.against:
         plain = next(one for one in known_arms(SHARES) if one.name == arm.against)
@@ -109,6 +110,13 @@ def test_without_names_the_table_and_the_curve_run_and_remedies_do_not():
     assert names[-2:] == ["5 % of the NG", "5 % of the NG + GAN placed"]
     assert "half + GAN placed + classic" in names
     assert not [name for name in names if "filtered" in name or "ratio" in name]
+
+
+def test_table_and_curve_can_be_asked_for_by_name_beside_single_arms():
+    both = chosen_arms([], (0.05,), WITH_GAN, located=True)
+    assert chosen_arms(["curve", "table"], (0.05,), WITH_GAN, located=True) == both
+    more = chosen_arms(["table", "curve", "5 % of the NG + perlin"], (0.05,), WITH_GAN, located=True)
+    assert [arm.name for arm in more if arm not in both] == ["5 % of the NG + perlin"]
 
 
 def test_without_boxes_or_masks_nothing_is_placed():
@@ -287,8 +295,8 @@ def test_the_command_resumes_and_writes_result_and_page(finished, boards, tmp_pa
 def test_a_quick_run_has_its_own_arms_and_leaves_what_was_asked_for():
     quick = _settings(True, None, None, None, None, 50, 1, None, "cpu")
     assert (quick.seeds, quick.shares, quick.most_ng) == ((0, 1), (0.05,), 50)
-    assert quick.arms[-2:] == ("5 % of the NG", "5 % of the NG + GAN placed")
-    assert all(arm in [known.name for known in known_arms(quick.shares)] for arm in quick.arms)
+    names = [arm.name for arm in chosen_arms(quick.arms, quick.shares, WITH_GAN, located=True)]
+    assert names[-2:] == ["5 % of the NG", "5 % of the NG + GAN placed"]
     asked = _settings(True, 3, ["all"], [0.2], None, None, 1, None, "cpu")
     assert (asked.seeds, asked.arms, asked.shares) == ((0, 1, 2), ("all",), (0.2,))
     assert _settings(False, None, None, None, None, None, 1, None, "cpu").seeds == (0, 1, 2, 3, 4)

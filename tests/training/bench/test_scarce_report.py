@@ -204,6 +204,22 @@ def test_remedies_stand_apart():
     assert "ratio ¼" not in page.split("## Remedies")[0]
 
 
+def test_what_draws_without_training_is_held_against_the_gan():
+    means = {**GOOD, "5 % of the NG + perlin": 0.72, "5 % of the NG + real defects placed": 0.65}
+    arms = arms_of(means)
+    told = sentence(arms, "What draws without training, less the GAN's placed defects, specificity")
+    assert "With half: poisson −9.0 [−9.0, −9.0] points, worse." in told
+    assert "With 5 % of the NG: perlin +2.0 [+2.0, +2.0] points, better; real defects placed −5.0 [" in told
+    page = render_markdown(result(arms=arms))
+    rivals = page.split("## What draws without training, against the GAN")[1]
+    assert "| 5 % of the NG + perlin | 20 | 0.8600 ± 0.0040 | +0.0600 [" in rivals
+    assert "| 5 % | 20 | 0.8000 ± 0.0079 | 0.8500 ± 0.0040 | +0.0500 [" in page, "the curve is the GAN's still"
+    assert "better at 1 %, 5 % of the NG." in sentence(arms, "GAN placed along the curve, AUROC")
+    assert "yes (+10.0 [" in sentence(arms, "Goal: at 5 % of the NG"), "the GAN's gain, not another's"
+    without = {name: mean for name, mean in means.items() if "placed" not in name or "real" in name}
+    assert not [one for one in findings(arms_of(without)) if one.startswith("What draws")]
+
+
 def test_a_quick_or_interrupted_run_is_said_to_be_one():
     quick = result()
     quick["settings"]["quick"] = True
