@@ -34,11 +34,15 @@ class ClassifierConfig:
     width: int
     channels: int
     backbone: str = "plain"
-    """`plain` (from scratch, stride 4), or torchvision's `resnet18` or `resnet34` up to their third layer."""
+    """`plain` (from scratch), or torchvision's `resnet18` or `resnet34` up to their third layer."""
     features: int = 16
-    """`plain`: channels at full resolution; 2 and 4 times as many at half and at a quarter of it."""
+    """`plain`: channels of the first layer; each halving doubles them."""
+    stem_stride: int = 1
+    """`plain`: 1, a first layer at full resolution; or 2, a wider one at half of it, four times as fast."""
+    halvings: int = 2
+    """`plain`: residual blocks that halve the resolution; the map's stride is stem_stride · 2^halvings."""
     blocks: int = 2
-    """`plain`: residual blocks at a quarter of the resolution."""
+    """`plain`: residual blocks at the resolution of the map."""
     pool: str = "topk"
     """`topk` or `lse`."""
     top_share: float = 0.05
@@ -50,14 +54,27 @@ class ClassifierConfig:
         for name, value, known in (("backbone", self.backbone, BACKBONES), ("pool", self.pool, POOLS)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        if self.stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride must be 1 or 2, not {self.stem_stride}")
+        if self.stride > min(self.height, self.width) // 2:
+            raise ValueError(
+                f"halvings leaves a map of one place: its stride is {self.stride}, the image's shorter side "
+                f"{min(self.height, self.width)}"
+            )
         if not 0 <= self.top_share <= 1:
             raise ValueError(f"top_share must lie in [0, 1], not {self.top_share}")
         if self.lse_temperature <= 0:
             raise ValueError(f"lse_temperature must be positive, not {self.lse_temperature}")
 
+    @property
+    def stride(self) -> int:
+        """`plain`: pixels of the image per place of the map."""
+        return self.stem_stride * 2**self.halvings
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"backbone": "plain", "features": 16, "blocks": 2},
+    "deep": {"backbone": "plain", "features": 16, "stem_stride": 2, "halvings": 3, "blocks": 2},
     "resnet18": {"backbone": "resnet18"},
     "resnet34": {"backbone": "resnet34"},
 }
@@ -83,17 +100,21 @@ class PlainBlock(nn.Module):
 
 
 class PlainBackbone(nn.Module):
-    """Image [N, C, H, W] in [−1, 1] → features [N, 4·features, ⌈H/4⌉, ⌈W/4⌉]."""
+    """Image [N, C, H, W] in [−1, 1] → features [N, 2^halvings · features, ⌈H/stride⌉, ⌈W/stride⌉]."""
 
     def __init__(self, config: ClassifierConfig):
         super().__init__()
-        f = config.features
-        self.outputs = 4 * f
+        f, side = config.features, 4 * config.stem_stride - 1
+        self.outputs = f * 2**config.halvings
         self.stem = nn.Sequential(
-            nn.Conv2d(config.channels, f, 3, padding=1, bias=False), nn.BatchNorm2d(f), nn.ReLU(inplace=True)
+            nn.Conv2d(config.channels, f, side, config.stem_stride, side // 2, bias=False),
+            nn.BatchNorm2d(f),
+            nn.ReLU(inplace=True),
         )
-        coarse = [PlainBlock(4 * f, 4 * f, 1) for _ in range(config.blocks)]
-        self.blocks = nn.Sequential(PlainBlock(f, 2 * f, 2), PlainBlock(2 * f, 4 * f, 2), *coarse)
+        halving = [PlainBlock(f * 2**i, f * 2 ** (i + 1), 2) for i in range(config.halvings)]
+        self.blocks = nn.Sequential(
+            *halving, *(PlainBlock(self.outputs, self.outputs, 1) for _ in range(config.blocks))
+        )
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -51,7 +51,7 @@ def test_the_soft_maximum_lies_between_mean_and_maximum(logits):
     assert lse_pool(equal, 0.7).item() == topk_pool(equal, 0.1).item() == pytest.approx(2.5)
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": "lse"}, {"backbone": "resnet18"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"pool": "lse"}, PRESETS["deep"], {"backbone": "resnet18"}], ids=str)
 def test_a_score_depends_on_nothing_but_its_image(assert_depends_on_its_image_alone, options):
     network = make(48, 40, **options)
     x = torch.rand(6, 1, 48, 40, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -105,13 +105,31 @@ def test_the_graph_and_torch_agree_on_images_of_any_size(geometry, options):
             assert relative_difference(ours, theirs) < 1e-4
 
 
+@pytest.mark.parametrize(("stem_stride", "halvings", "side"), [(1, 2, 17), (2, 3, 5), (1, 0, 65), (2, 1, 17)])
+def test_the_map_has_one_logit_per_stride(stem_stride, halvings, side):
+    network = make(65, 65, stem_stride=stem_stride, halvings=halvings)
+    assert network.config.stride == stem_stride * 2**halvings
+    x = torch.zeros(1, 1, 65, 65)
+    assert network.logits(x).shape == (1, 1, side, side)
+    assert network(x)[1].shape == x.shape
+
+
 def test_the_small_preset_is_small():
     network = Classifier(ClassifierConfig(64, 64, 3, **PRESETS["small"]))
     assert 100_000 < sum(p.numel() for p in network.parameters()) < 300_000
 
 
 @pytest.mark.parametrize(
-    "options", [{"pool": "mean"}, {"backbone": "vgg"}, {"top_share": 1.5}, {"lse_temperature": 0.0}], ids=str
+    "options",
+    [
+        {"pool": "mean"},
+        {"backbone": "vgg"},
+        {"top_share": 1.5},
+        {"lse_temperature": 0.0},
+        {"stem_stride": 3},
+        {"halvings": 5},
+    ],
+    ids=str,
 )
 def test_what_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -142,6 +142,8 @@ UNTRAINED: dict[str, dict[str, Any]] = {
     "real defects placed": {"kind": "poisson", "options": {"patches": "ng"}},
 }
 """What draws defects without training, and a GAN must beat."""
+SHAPE = ("backbone", "features", "stem_stride", "halvings", "blocks", "dense_weight")
+"""Options that the detectors which learn from NG share."""
 CROP = 0.7
 """Of the recipe's window, the share that the crops of placed defects have: one as large finds few places that fit."""
 MAIN = 11
@@ -243,7 +245,7 @@ def recipe_of(arm: Arm, recipe: Recipe, seed: int, train: Sequence[Row], taken: 
         options = {**section.options, **{k: v for k, v in arm.detector.items() if k != "kind"}}
         kind = arm.detector.get("kind", section.kind)
         if kind != section.kind:
-            options = {k: v for k, v in options.items() if k in ("features", "blocks", "dense_weight")}
+            options = {k: v for k, v in options.items() if k in SHAPE}
         epochs = max(1, round(section.epochs * sizes[0] / sizes[1]))
         detectors.append(section.model_copy(update={"kind": kind, "options": options, "epochs": epochs}))
     return recipe.model_copy(
