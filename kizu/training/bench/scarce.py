@@ -54,6 +54,8 @@ class Settings:
     most_ok: int | None = None
     """Images of each split taken at most; None: all."""
     most_ng: int | None = None
+    ok_alone_epochs: int | None = None
+    """Of detectors on OK alone; None: for as many updates as the others."""
     threads: int = 1
     parallel: int = 1
     device: str = "auto"
@@ -89,7 +91,7 @@ def run_arm(
     manifest = Manifest.read(dataset)
     splits = base_splits(manifest, recipe, settings)
     taken = drawn(splits.train, arm.share, arm.ng_share, seed)
-    own_recipe = recipe_of(arm, recipe, seed, splits.train, taken)
+    own_recipe = recipe_of(arm, recipe, seed, splits.train, taken, settings.ok_alone_epochs)
     fingerprint = (folder / FINGERPRINT_FILE).read_text(encoding="utf-8")
     run = Run(own_recipe, manifest, Splits(taken, splits.calibration, splits.test), fingerprint, own, beside)
     interrupted = own.exists()
@@ -114,7 +116,7 @@ def run_arm(
         "ng_share": arm.ng_share,
         "share": arm.share,
         "n_ok": sum(row.label == OK for row in taken),
-        "n_ng": sum(row.label == NG for row in taken),
+        "n_ng": 0 if arm.ok_alone else sum(row.label == NG for row in taken),
         "synthetic_ng": bundle.manifest.dataset.synthetic_ng,
         "seconds": seconds,
         "stages": log.spent,
@@ -262,7 +264,7 @@ def _arms_of(recipe: Recipe, splits: Splits, settings: Settings) -> list[Arm]:
             options = {key: value for key, value in section.options.items() if key != "weights"}
             section = section.model_copy(update={"options": options})
             method = create_detector(own.image.geometry, section, own.augment, defects=defect_classes(taken))
-            if method.sampling is None:
+            if method.sampling is None and not arm.ok_alone:
                 raise UserError(
                     f"'{section.kind}' learns from OK parts alone: no NG, real or synthetic, would change it.",
                     'Give the recipe a detector that learns from NG, such as "classifier".',
@@ -301,7 +303,9 @@ def _run_chain(
 
 def _own_folder(folder: Path, recipe: Recipe, settings: Settings, fingerprint: str) -> None:
     """Refuse a folder whose arms were trained in another way."""
-    decisive = {"recipe": recipe.model_dump(mode="json"), "most": [settings.most_ok, settings.most_ng]}
+    decisive: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "most": [settings.most_ok, settings.most_ng]}
+    if settings.ok_alone_epochs is not None:
+        decisive["ok_alone_epochs"] = settings.ok_alone_epochs
     text = json.dumps([decisive, fingerprint], indent=1)
     path = folder / SETTINGS_FILE
     if path.exists() and path.read_text(encoding="utf-8") != text:

@@ -38,6 +38,8 @@ class Arm:
     """Changes to the recipe's `[generator]`; None: no synthetic NG."""
     detector: Mapping[str, Any] = field(default_factory=dict)
     """Changes to the options of `[detector]`; `kind` changes its kind."""
+    ok_alone: bool = False
+    """Its detector learns from OK parts alone."""
     strong: bool = False
     """Classic augmentation of at least `STRONG` amounts."""
 
@@ -60,7 +62,7 @@ class Arm:
     @property
     def is_on_curve(self) -> bool:
         """Whether it is of the curve over the number of NG: what is real alone, and with the GAN's defects."""
-        return self.ng_share < 1 and (self.generator is None or self.trains_gan)
+        return self.ng_share < 1 and (self.generator is None or self.name.endswith(" + GAN placed"))
 
     @property
     def against(self) -> str | None:
@@ -87,65 +89,75 @@ def is_rival(name: str, against: str | None) -> bool:
 
 
 def known_arms(shares: Sequence[float]) -> list[Arm]:
-    """All arms: of the table first, remedies after them, then `shares` of the NG: the curve, and untrained generators.
+    """All arms: of the table first, remedies after them, then `shares` of the NG, all of it, and OK alone.
 
     Raises:
         UserError: a share that is none.
     """
     if wrong := [share for share in shares if not 0 < share < 1]:
         raise UserError(f"{wrong[0]:g} is no share of the NG for the curve.", "Give shares between 0 and 1.")
-    half = Arm(HALF, share=0.5)
-    placed = {"placed": True, "crop": CROP}
+    whole, half = Arm(ALL), Arm(HALF, share=0.5)
+    placed = ADDITIONS["GAN placed"]
     arms = [
-        Arm(ALL),
+        whole,
         half,
         replace(half, name="half + classic", strong=True),
-        replace(half, name="half + altered copies", generator={"kind": "classic"}),
-        *(replace(half, name=f"half + {name}", generator=changes) for name, changes in UNTRAINED.items()),
-        replace(half, name="half + GAN whole", generator={"placed": False}),
-        replace(half, name=placed_name(HALF), generator=placed),
+        *(_with(half, addition) for addition in ADDITIONS),
         replace(half, name="half + GAN placed + classic", generator=placed, strong=True),
-        replace(
-            half,
-            name="half + GAN placed, filtered by D",
-            generator={**placed, "filter": "discriminator", "keep": 0.5},
-        ),
-        replace(
-            half,
-            name="half + GAN placed, filtered by a classifier",
-            generator={**placed, "filter": "classifier", "keep": 0.5},
-        ),
-        replace(half, name="half + GAN placed, ratio ¼", generator=placed, detector={"synthetic_ratio": 0.25}),
-        replace(
-            half, name="half + GAN placed, falling weight", generator=placed, detector={"synthetic_schedule": "falling"}
-        ),
-        replace(half, name="half + GAN placed, classes mixed", generator={**placed, "conditional": False}),
-        replace(half, name="half + GAN placed, trained 3 times as long", generator={**placed, "kimg": 3.0}),
-        replace(
-            half,
-            name="half + GAN whole as a class of its own",
-            generator={"placed": False},
-            detector={"kind": "semi-supervised"},
-        ),
+        *_remedies(half),
     ]
     for share in sorted(set(shares)):
         plain = Arm(plain_name(1.0, share), ng_share=share)
-        arms += [plain, replace(plain, name=placed_name(plain.name), generator=placed)]
-        arms += [replace(plain, name=f"{plain.name} + {name}", generator=UNTRAINED[name]) for name in UNTRAINED]
-    return arms
+        arms += [plain, *(_with(plain, addition) for addition in ADDITIONS)]
+    arms += [_with(whole, addition) for addition in ADDITIONS]
+    return arms + [Arm(f"{kind} on OK alone", detector={"kind": kind}, ok_alone=True) for kind in OK_ALONE]
 
 
+def _with(plain: Arm, addition: str) -> Arm:
+    return replace(plain, name=f"{plain.name} + {addition}", generator=ADDITIONS[addition])
+
+
+def _remedies(half: Arm) -> list[Arm]:
+    """What to try where placed defects do not help."""
+    placed = _with(half, "GAN placed")
+    assert placed.generator is not None
+    changed: dict[str, dict[str, Any]] = {
+        "filtered by D": {"filter": "discriminator", "keep": 0.5},
+        "filtered by a classifier": {"filter": "classifier", "keep": 0.5},
+        "classes mixed": {"conditional": False},
+        "trained 3 times as long": {"kimg": 3.0},
+    }
+    weighed: dict[str, dict[str, Any]] = {"ratio ¼": {"synthetic_ratio": 0.25}, "falling weight": {"synthetic_schedule": "falling"}}
+    return [
+        *(replace(placed, name=f"{placed.name}, {k}", generator={**placed.generator, **v}) for k, v in changed.items()),
+        *(replace(placed, name=f"{placed.name}, {k}", detector=v) for k, v in weighed.items()),
+        replace(
+            _with(half, "GAN whole"),
+            name="half + GAN whole as a class of its own",
+            detector={"kind": "semi-supervised"},
+        ),
+    ]
+
+
+CROP = 0.7
+"""Of the recipe's window, the share that the crops of placed defects have: one as large finds few places that fit."""
 UNTRAINED: dict[str, dict[str, Any]] = {
+    "altered copies": {"kind": "classic"},
     "cutpaste": {"kind": "cutpaste"},
     "poisson": {"kind": "poisson"},
     "perlin": {"kind": "perlin"},
     "real defects placed": {"kind": "poisson", "options": {"patches": "ng"}},
 }
-"""What draws defects without training, and a GAN must beat."""
+"""What draws NG without training, and a GAN must beat; changes to the recipe's `[generator]`."""
+ADDITIONS: dict[str, dict[str, Any]] = {
+    **UNTRAINED,
+    "GAN whole": {"placed": False},
+    "GAN placed": {"placed": True, "crop": CROP},
+}
+OK_ALONE = ("ganomaly", "fanogan", "draem", "memory")
+"""Detectors that learn from OK parts alone: what the others must beat."""
 SHAPE = ("backbone", "features", "stem_stride", "halvings", "blocks", "dense_weight")
 """Options that the detectors which learn from NG share."""
-CROP = 0.7
-"""Of the recipe's window, the share that the crops of placed defects have: one as large finds few places that fit."""
 MAIN = 11
 """Arms of the table; those behind are remedies."""
 QUICK = (ALL, HALF, "half + classic", "half + poisson", "half + GAN whole", placed_name(HALF))
@@ -155,8 +167,8 @@ QUICK_KIMG, QUICK_IMAGES, QUICK_UPDATES = 4.0, 400, 600
 
 
 def is_remedy(name: str) -> bool:
-    """Whether an arm stands behind those of the table."""
-    return name in [arm.name for arm in known_arms(())[MAIN:]]
+    """Whether an arm is one of what to try where placed defects do not help."""
+    return name in [arm.name for arm in _remedies(Arm(HALF, share=0.5))]
 
 
 def quickened(recipe: Recipe, train_images: int) -> Recipe:
@@ -207,7 +219,7 @@ def chosen_arms(names: Sequence[str], shares: Sequence[float], recipe: Recipe, *
         raise UserError("The recipe has no [generator].", f'Add one of kind "{GAN}", or choose arms without.')
     if recipe.generator is not None and recipe.generator.kind != GAN and any(arm.trains_gan for arm in arms):
         raise UserError(f"generator.kind is '{recipe.generator.kind}', no GAN.", f'Give it the kind "{GAN}".')
-    needed = {arm.against for arm in arms if arm.against} | {HALF}
+    needed = {arm.against for arm in arms if arm.against}
     missing = [arm for arm in known if arm.name in needed and arm not in arms]
     return sorted([*arms, *missing], key=known.index)
 
@@ -229,25 +241,31 @@ def lot(path: str, seed: int) -> bytes:
     return hashlib.sha256(f"scarce\0{seed}\0{path}".encode()).digest()
 
 
-def recipe_of(arm: Arm, recipe: Recipe, seed: int, train: Sequence[Row], taken: Sequence[Row]) -> Recipe:
+def recipe_of(
+    arm: Arm, recipe: Recipe, seed: int, train: Sequence[Row], taken: Sequence[Row], ok_alone_epochs: int | None = None
+) -> Recipe:
     """The recipe as an arm runs it: its generator, its detector's options, and epochs for as many updates as `all`.
 
     Args:
         train: the whole train split.
         taken: what the arm sees of it.
+        ok_alone_epochs: of detectors on OK alone; left out, for as many updates as `all` too.
 
     Raises:
         UserError: a change that the recipe's sections do not know.
     """
-    sizes = [sum(row.label in (OK, NG) and not row.synthetic for row in rows) for rows in (train, taken)]
+    whole = sum(row.label in (OK, NG) and not row.synthetic for row in train)
+    seen = sum(row.label in ((OK,) if arm.ok_alone else (OK, NG)) and not row.synthetic for row in taken)
     detectors = []
     for section in recipe.detector:
         options = {**section.options, **{k: v for k, v in arm.detector.items() if k != "kind"}}
         kind = arm.detector.get("kind", section.kind)
         if kind != section.kind:
-            options = {k: v for k, v in options.items() if k in SHAPE}
-        epochs = max(1, round(section.epochs * sizes[0] / sizes[1]))
-        detectors.append(section.model_copy(update={"kind": kind, "options": options, "epochs": epochs}))
+            options = {} if arm.ok_alone else {k: v for k, v in options.items() if k in SHAPE}
+        updates = {"kind": kind, "options": options, "epochs": max(1, round(section.epochs * whole / seen))}
+        if arm.ok_alone:
+            updates |= {"preset": "small", "epochs": ok_alone_epochs or updates["epochs"], "learning_rate": None}
+        detectors.append(section.model_copy(update=updates))
     return recipe.model_copy(
         update={
             "seed": seed,

@@ -42,6 +42,10 @@ def scarce(
     ] = False,
     most_ok: Annotated[int | None, typer.Option(min=1, help="OK images of each split; all if omitted.")] = None,
     most_ng: Annotated[int | None, typer.Option(min=1, help="NG images of each split; all if omitted.")] = None,
+    ok_alone_epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of detectors on OK alone, which cost more; as many updates as the rest if omitted."),
+    ] = None,
     parallel: Annotated[int | None, typer.Option(min=1, help="Arms at a time; one per usable core if omitted.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each arm; the cores shared out if omitted.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -68,7 +72,10 @@ def scarce(
     from kizu.training.bench.scarce_report import write_report
     from kizu.training.recipe import find_dataset, read_recipe
 
-    settings = _settings(quick, seeds, arm, share, most_ok, most_ng, parallel, threads, device)
+    settings = dataclasses.replace(
+        _settings(quick, seeds, arm, share, most_ok, most_ng, parallel, threads, device),
+        ok_alone_epochs=ok_alone_epochs,
+    )
     if names:
         for known in known_arms(settings.shares):
             typer.echo(known.name)
@@ -112,7 +119,7 @@ def command_line(name: str, settings: Settings, quick: bool) -> str:
     words.append(f"--seeds {len(settings.seeds)}")
     words += [f"--arm {shlex.quote(arm)}" for arm in settings.arms]
     words += [f"--share {share:g}" for share in settings.shares]
-    for key in ("most_ok", "most_ng", "parallel", "threads", "device"):
+    for key in ("most_ok", "most_ng", "ok_alone_epochs", "parallel", "threads", "device"):
         if (value := getattr(settings, key)) is not None:
             words.append(f"--{key.replace('_', '-')} {value}")
     return " ".join(words)

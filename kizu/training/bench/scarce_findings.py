@@ -24,7 +24,7 @@ CURVE_SHARE = 0.05
 def findings(arms: Sequence[Entry]) -> list[str]:
     """The sentences, most important first."""
     half, whole = by_name(arms, HALF), by_name(arms, ALL)
-    synthetic = [arm for arm in arms if arm["ng_share"] == 1.0 and arm["synthetic_ng"] and not is_remedy(arm["arm"])]
+    synthetic = [arm for arm in arms if arm["against"] == HALF and arm["synthetic_ng"] and not is_remedy(arm["arm"])]
     found = [*_half_against_all(whole), *_gains(arms, synthetic)]
     found += _reaches_all(synthetic, whole)
     found += _spread(synthetic, half)

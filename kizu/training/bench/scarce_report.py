@@ -39,6 +39,7 @@ BASELINES = """\
 - cutpaste, poisson, perlin: a patch of an OK image pasted elsewhere; a patch blended in by solving Poisson's
   equation; a texture in the shape of Perlin noise. As in recipes, `generator.kind` of these names.
 - real defects placed: the arm's own NG, each cut out and blended into other OK images (`poisson`, `patches = "ng"`).
+- ganomaly, fanogan, draem, memory on OK alone: these detectors, preset `small`, on the same OK images; they use no NG.
 - GAN whole: what StyleGAN2-ADA draws is a synthetic NG as it is. GAN placed: its defect is put into a real OK image.
 """.splitlines()
 
@@ -191,19 +192,22 @@ def _curve(arms: Sequence[Entry]) -> list[str]:
 
 def _rivals(arms: Sequence[Entry]) -> list[str]:
     rows = []
-    for arm in sorted(rivals(arms), key=lambda arm: arm["n_ng"]):
+    of_shares = [arm for arm in arms if arm["ng_share"] < 1.0 and arm["against"] and not is_placed_on_curve(arm)]
+    held = rivals(arms)
+    for arm in [arm for arm in arms if arm in held or arm in of_shares]:
         row = [arm["arm"], str(arm["n_ng"])]
         for measure, told in (("auroc", signed), (AIM, points)):
             row.append(_mean(arm["measures"][measure], 1 if measure == "auroc" else 100))
-            row += [told(arm["gains"][other][measure]) for other in (arm["against"], placed_name(arm["against"]))]
+            for other in (arm["against"], placed_name(arm["against"])):
+                row.append(told(arm["gains"][other][measure]) if other in arm["gains"] else "–")
         rows.append(row)
     if not rows:
         return []
     columns = ("arm", "NG", "AUROC", "over real alone", "over GAN placed",
                "specificity at FNR 1 %", "over real alone", "over GAN placed")  # fmt: skip
     return [
-        "## What draws without training, against the GAN", "",
-        "The same data, and defects that need no training, in place of the GAN's placed ones.", "",
+        "## Other synthetic NG, against the GAN's placed defects", "",
+        "On the same data, in their place.", "",
         *_table(columns, rows), "",
     ]  # fmt: skip
 

@@ -211,7 +211,7 @@ def test_what_draws_without_training_is_held_against_the_gan():
     assert "With half: poisson −9.0 [−9.0, −9.0] points, worse." in told
     assert "With 5 % of the NG: perlin +2.0 [+2.0, +2.0] points, better; real defects placed −5.0 [" in told
     page = render_markdown(result(arms=arms))
-    rivals = page.split("## What draws without training, against the GAN")[1]
+    rivals = page.split("## Other synthetic NG")[1]
     assert "| 5 % of the NG + perlin | 20 | 0.8600 ± 0.0040 | +0.0600 [" in rivals
     assert "| 5 % | 20 | 0.8000 ± 0.0079 | 0.8500 ± 0.0040 | +0.0500 [" in page, "the curve is the GAN's still"
     assert "better at 1 %, 5 % of the NG." in sentence(arms, "GAN placed along the curve, AUROC")
