@@ -132,7 +132,9 @@ class _Training:
         torch.manual_seed(recipe.seed + 1009 * place)
         section = _beside(recipe.detector[place], self.run.beside)
         defects = defect_classes(self.run.splits.train)
-        return create_detector(recipe.image.geometry, section, recipe.augment, defects=defects)
+        method = create_detector(recipe.image.geometry, section, recipe.augment, defects=defects)
+        method.check(recipe.generator)
+        return method
 
     def _synthesise(self, members: list[DetectorMethod]) -> None:
         run, section = self.run, self.run.recipe.generator

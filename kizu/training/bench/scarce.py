@@ -264,6 +264,7 @@ def _arms_of(recipe: Recipe, splits: Splits, settings: Settings) -> list[Arm]:
             options = {key: value for key, value in section.options.items() if key != "weights"}
             section = section.model_copy(update={"options": options})
             method = create_detector(own.image.geometry, section, own.augment, defects=defect_classes(taken))
+            method.check(own.generator)
             if method.sampling is None and not arm.ok_alone:
                 raise UserError(
                     f"'{section.kind}' learns from OK parts alone: no NG, real or synthetic, would change it.",

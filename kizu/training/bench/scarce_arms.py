@@ -127,7 +127,10 @@ def _remedies(half: Arm) -> list[Arm]:
         "classes mixed": {"conditional": False},
         "trained 3 times as long": {"kimg": 3.0},
     }
-    weighed: dict[str, dict[str, Any]] = {"ratio ¼": {"synthetic_ratio": 0.25}, "falling weight": {"synthetic_schedule": "falling"}}
+    weighed: dict[str, dict[str, Any]] = {
+        "ratio ¼": {"synthetic_ratio": 0.25},
+        "falling weight": {"synthetic_schedule": "falling"},
+    }
     return [
         *(replace(placed, name=f"{placed.name}, {k}", generator={**placed.generator, **v}) for k, v in changed.items()),
         *(replace(placed, name=f"{placed.name}, {k}", detector=v) for k, v in weighed.items()),

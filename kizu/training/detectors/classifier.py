@@ -31,7 +31,7 @@ from kizu.training.data.batches import Batch, LabelledBatch, Truth
 from kizu.training.detectors.calibration import calibrate
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW, decayed
-from kizu.training.recipe import AugmentSection, DetectorSection
+from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
 from kizu.training.training_set import Sampling, TrainingSet
 
 SIZE = ("height", "width", "channels")
@@ -207,6 +207,9 @@ class ClassifierMethod:
         """Images, and where the average sees defects: P(NG) of each place, black to white."""
         heat = torch.sigmoid(self.average(images)[1].float()) * 2 - 1
         return torch.cat([images, heat.expand_as(images)])
+
+    def check(self, generator: GeneratorSection | None) -> None:
+        """Learns with or without one."""
 
     def begin(self, run: Path) -> None:
         """Nothing to do."""

@@ -41,12 +41,13 @@ from kizu.training.augment.geometry import blit, translation
 from kizu.training.data.batches import Batch
 from kizu.training.detectors.classifier import load_backbone
 from kizu.training.detectors.method import OneClass
+from kizu.training.generators import GAN
 from kizu.training.generators.stage import FOLDER as GENERATOR_FOLDER
 from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW
 from kizu.training.penalties import spectral_normalised
-from kizu.training.recipe import AugmentSection, DetectorSection
+from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
 from kizu.training.training_set import TrainingSet
 
 CANDIDATES = 50_000
@@ -100,6 +101,28 @@ class MemoryMethod(OneClass):
     @property
     def _detector(self) -> MemoryDetector:
         return cast(MemoryDetector, self.networks["detector"])
+
+    def check(self, generator: GeneratorSection | None) -> None:
+        """Where features are the discriminator's, there must be one, and its images those that the detector sees.
+
+        Raises:
+            UserError: names the key and the remedy.
+        """
+        if self.config.features != DISCRIMINATOR:
+            return
+        if generator is None or generator.kind != GAN:
+            raise UserError(
+                "detector.options.features: this recipe has no generator with a discriminator.",
+                f"Add a [generator] of kind {GAN}, or choose other features.",
+            )
+        sees = self.config.height, self.config.width
+        judges = generator.sides or sees
+        if judges != sees:
+            raise UserError(
+                f"generator.size: the discriminator would judge {judges[1]}×{judges[0]} pixels, but "
+                f"the detector, which takes its features, sees {sees[1]}×{sees[0]}.",
+                "Leave generator.size out: it is the detector's then.",
+            )
 
     def begin(self, run: Path) -> None:
         """Take the discriminator of the run's generator, where features are its.

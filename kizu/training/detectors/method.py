@@ -8,14 +8,15 @@ from typing import Protocol
 from torch import nn
 
 from kizu.training.loop import Method
-from kizu.training.recipe import AugmentSection
+from kizu.training.recipe import AugmentSection, GeneratorSection
 from kizu.training.training_set import Sampling, TrainingSet
 
 
 class DetectorMethod(Method, Protocol):
     """A method whose networks score images.
 
-    The pipeline makes it, calls `begin`, runs its stages, calls `finish`, and ships `detector()`.
+    The pipeline makes it, calls `check`, trains the run's generator, calls `begin`, runs its stages, calls `finish`,
+    and ships `detector()`.
     """
 
     sampling: Sampling | None
@@ -28,6 +29,14 @@ class DetectorMethod(Method, Protocol):
     """Whether the train split's real NG shaped it in any way; then they do not calibrate it."""
     notes: list[str]
     """What a person should know of how it was made."""
+
+    def check(self, generator: GeneratorSection | None) -> None:
+        """Before anything trains: can the recipe's generator, if there is one, give what it needs?
+
+        Raises:
+            UserError: it cannot.
+        """
+        ...
 
     def begin(self, run: Path) -> None:
         """Before it trains, after the run's generator: `run` is the run's folder.
@@ -54,6 +63,9 @@ class OneClass:
     uses_unlabelled = False
     learns_from_ng = False
     notes: list[str]
+
+    def check(self, generator: GeneratorSection | None) -> None:
+        """Needs none."""
 
     def begin(self, run: Path) -> None:
         """Nothing to do."""

@@ -34,7 +34,7 @@ from kizu.training.detectors.calibration import calibrate
 from kizu.training.detectors.classifier import dense_bce, load_backbone, weighted_mean
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW, decayed
-from kizu.training.recipe import AugmentSection, DetectorSection
+from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
 from kizu.training.training_set import Sampling, TrainingSet
 
 FIXED = ("height", "width", "channels", "real_classes")
@@ -181,6 +181,9 @@ class SemiSupervisedMethod:
     def detector(self) -> nn.Module:
         """The average."""
         return self.average
+
+    def check(self, generator: GeneratorSection | None) -> None:
+        """Learns with or without one."""
 
     def begin(self, run: Path) -> None:
         """Nothing to do."""

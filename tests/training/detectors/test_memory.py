@@ -1,6 +1,7 @@
 """How the memory is filled: its coreset against the definition, where features come from, what a run makes of it."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.loop import Interrupted, LoopSettings, TrainingLoop
 from kizu.training.pipeline import train
 from kizu.training.progress import RunLog
-from kizu.training.recipe import DetectorSection
+from kizu.training.recipe import DetectorSection, GeneratorSection
 from kizu.training.training_set import TrainingSet
 
 GEOMETRY = InputGeometry(height=32, width=32, channels=1)
@@ -248,6 +249,24 @@ def test_features_of_the_runs_discriminator_are_its_own(boards, tmp_path, spectr
     assert "discriminator of this run's generator" in method.notes[0]
     assert method.learns_from_ng  # so that the NG it was trained on do not calibrate
     assert not method_of(section_of()).learns_from_ng
+
+
+@pytest.mark.parametrize(
+    ("generator", "refused"),
+    [
+        (None, "no generator with a discriminator"),
+        ({"kind": "perlin"}, "no generator with a discriminator"),
+        ({"kind": "stylegan2-ada", "size": 64}, "judge 64×64 pixels, but the detector, .* sees 32×32"),
+        ({"kind": "stylegan2-ada", "size": [64, 32]}, "judge 32×64 pixels"),
+        ({"kind": "stylegan2-ada", "size": 32}, None),
+        ({"kind": "stylegan2-ada"}, None),
+    ],
+)
+def test_a_generator_that_cannot_give_its_features_is_refused_before_it_trains(generator, refused):
+    section = None if generator is None else GeneratorSection.model_validate(generator)
+    with pytest.raises(UserError, match=refused) if refused else nullcontext():
+        method_of(section_of("discriminator")).check(section)
+    method_of(section_of()).check(section)
 
 
 def test_without_a_generator_that_fits_there_is_no_discriminator(tmp_path):
