@@ -1,10 +1,15 @@
 """Detectors of every kind, small, for what all of them must keep."""
 
+import os
+import signal
+
 import pytest
 import torch
 
 from kizu.training.data.batches import Batches
 from kizu.training.detectors import DETECTORS, create_detector
+from kizu.training.loop import Interrupted
+from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection
 from kizu.training.training_set import TrainingSet
 
@@ -54,3 +59,43 @@ def assert_depends_on_its_image_alone():
         assert score.std() > spread
 
     return check
+
+
+class StopAt(RunLog):
+    """A log that asks for a stop, as a signal would, after so many control points whose figures hold `name`."""
+
+    def __init__(self, points, name="total"):
+        super().__init__(None, quiet=True)
+        self.left, self.name = points, name
+
+    def scalars(self, stage, values, step):
+        del stage, step
+        self.left -= any(key.endswith(self.name) for key in values)
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(scope="session")
+def stop_at():
+    """(control points, name of a figure) → a log that stops the run there."""
+    return StopAt
+
+
+@pytest.fixture
+def resumed(tmp_path, stop_at):
+    """(folder and log → loop, control points) → two loops with the same weights: left alone; stopped and resumed."""
+
+    def run(make_loop, points):
+        whole = make_loop(tmp_path / "whole", RunLog(None, quiet=True))
+        whole.run()
+        with pytest.raises(Interrupted):
+            make_loop(tmp_path / "parts", stop_at(points)).run()
+        second = make_loop(tmp_path / "parts", RunLog(None, quiet=True))
+        torch.manual_seed(99)
+        assert second.resume()
+        second.run()
+        for name, value in whole.method.networks.state_dict().items():
+            assert torch.equal(value, second.method.networks.state_dict()[name]), name
+        return whole, second
+
+    return run

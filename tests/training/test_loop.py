@@ -64,30 +64,16 @@ class Recording(RunLog):
         self.seen.append((stage, step, values))
 
 
-class StopAt(RunLog):
-    """A log that asks for a stop, as a signal would, after so many control points."""
-
-    def __init__(self, steps):
-        super().__init__(None, quiet=True)
-        self.left = steps
-
-    def scalars(self, stage, values, step):
-        del stage, values, step
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stop_after", [1, 4, 7, 12])
 def test_a_stopped_and_resumed_run_has_the_same_losses_and_weights_as_one_left_alone(
-    small_method, kind, stop_after, tmp_path
+    small_method, kind, stop_after, tmp_path, stop_at
 ):
     log = Recording()
     whole = make_loop(small_method, kind, tmp_path / "whole", log=log)
     whole.run()
 
-    first = make_loop(small_method, kind, tmp_path / "parts", log=StopAt(stop_after))
+    first = make_loop(small_method, kind, tmp_path / "parts", log=stop_at(stop_after))
     with pytest.raises(Interrupted):
         first.run()
     rest = Recording()

@@ -1,7 +1,6 @@
 """From NG crops to a trained generator: what is measured and written, held-out images, and runs that are cut short."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -250,24 +249,10 @@ def test_a_run_starts_from_another_and_says_what_it_took(crops, tmp_path):
         other.train()
 
 
-class StopAt(RunLog):
-    """A log that asks for a stop, as a signal would, after so many control points."""
-
-    def __init__(self, steps):
-        super().__init__(None, quiet=True)
-        self.left = steps
-
-    def scalars(self, stage, values, step):
-        del stage, step
-        self.left -= "G/total" in values
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_a_job_that_is_stopped_and_resumed_leaves_what_one_left_alone_does(crops, tmp_path):
+def test_a_job_that_is_stopped_and_resumed_leaves_what_one_left_alone_does(crops, tmp_path, stop_at):
     job(crops, tmp_path / "whole", measurements=4).train()
     with pytest.raises(Interrupted):
-        job(crops, tmp_path / "parts", measurements=4, log=StopAt(5)).train()
+        job(crops, tmp_path / "parts", measurements=4, log=stop_at(5, "G/total")).train()
     assert not (tmp_path / "parts" / FILE).exists()
     job(crops, tmp_path / "parts", measurements=4).train(resume=True)
     assert_identical(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))

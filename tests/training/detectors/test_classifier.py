@@ -29,7 +29,7 @@ from kizu.training.detectors.classifier import (
 )
 from kizu.training.evaluation.ranking import auroc
 from kizu.training.export import torch_scorer
-from kizu.training.loop import Interrupted, LoopSettings, TrainingLoop
+from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.optimisers import CosineAdamW, cosine
 from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
@@ -364,33 +364,10 @@ def test_it_learns_from_forty_ng_what_ganomaly_does_not(boards, tmp_path):
     assert found.value > 0.85, found
 
 
-class StopAt(RunLog):
-    def __init__(self, loop_steps):
-        super().__init__(None, quiet=True)
-        self.left, self.loop = loop_steps, None
-
-    def scalars(self, stage, values, step):
-        del stage, values, step
-        self.left -= 1
-        self.loop._stop_requested = self.left == 0
-
-
 @pytest.mark.parametrize("loss", ["bce", "pauc", "neyman-pearson"])
-def test_a_resumed_run_has_the_weights_of_one_left_alone(boards, tmp_path, loss):
+def test_a_resumed_run_has_the_weights_of_one_left_alone(boards, resumed, loss):
     section = section_of(epochs=1, features=4, loss=loss)
-    whole = training(boards, tmp_path / "whole", section)
-    whole.run()
-    log = StopAt(4)
-    first = training(boards, tmp_path / "parts", section, log=log)
-    log.loop = first
-    with pytest.raises(Interrupted):
-        first.run()
-    second = training(boards, tmp_path / "parts", section)
-    torch.manual_seed(99)
-    assert second.resume()
-    second.run()
-    for name, value in whole.method.networks.state_dict().items():
-        assert torch.equal(value, second.method.networks.state_dict()[name]), name
+    resumed(lambda folder, log: training(boards, folder, section, log=log), 4)
 
 
 def test_held_out_images_calibrate_the_average_and_an_image_is_its_worst_tile():

@@ -12,7 +12,7 @@ from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.training.data.batches import Batch, Batches
 from kizu.training.detectors import create_detector
-from kizu.training.loop import Interrupted, LoopSettings, TrainingLoop
+from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.losses import focal, ssim
 from kizu.training.progress import RunLog
 from kizu.training.recipe import AugmentSection, DetectorSection
@@ -127,17 +127,6 @@ def test_samples_are_image_anomaly_reconstruction_and_heat():
     torch.testing.assert_close(grid[24:], torch.sigmoid(logits) * 2 - 1)
 
 
-class StopAt(RunLog):
-    def __init__(self, left):
-        super().__init__(None, quiet=True)
-        self.left, self.loop = left, None
-
-    def scalars(self, stage, values, step):
-        del stage, values, step
-        self.left -= 1
-        self.loop._stop_requested = self.left == 0
-
-
 def loop_of(folder, log=None):
     method = make()
     torch.manual_seed(1)
@@ -148,20 +137,8 @@ def loop_of(folder, log=None):
     return TrainingLoop(method, Batches(pixels, 4, 3), folder, identity="x", log=log, settings=settings)
 
 
-def test_a_resumed_run_has_the_weights_of_one_left_alone_and_the_average_scores(tmp_path):
-    whole = loop_of(tmp_path / "whole")
-    whole.run()
-    log = StopAt(5)
-    first = loop_of(tmp_path / "parts", log)
-    log.loop = first
-    with pytest.raises(Interrupted):
-        first.run()
-    second = loop_of(tmp_path / "parts")
-    torch.manual_seed(99)
-    assert second.resume()
-    second.run()
-    for name, value in whole.method.networks.state_dict().items():
-        assert torch.equal(value, second.method.networks.state_dict()[name]), name
+def test_a_resumed_run_has_the_weights_of_one_left_alone_and_the_average_scores(resumed):
+    whole, _ = resumed(loop_of, 5)
     assert whole.method.detector() is whole.method.average
     moved = [
         (a != b).any()

@@ -158,28 +158,15 @@ def test_of_many_places_a_drawn_part_is_chosen_from(boards, monkeypatch):
     assert 700 < chosen_from <= 1000
 
 
-class StopAt(RunLog):
-    def __init__(self, left):
-        super().__init__(None, quiet=True)
-        self.left, self.loop = left, None
-
-    def scalars(self, stage, values, step):
-        del stage, values, step
-        self.left -= 1
-        self.loop._stop_requested = self.left == 0
-
-
-def test_a_resumed_run_has_the_memory_of_one_left_alone(boards, tmp_path):
+def test_a_resumed_run_has_the_memory_of_one_left_alone(boards, tmp_path, stop_at):
     section, training = section_of(epochs=2, filters=4, memory=100, dimensions=24), set_of(boards)
     whole = method_of(section)
     torch.manual_seed(1)
     loop_of(whole, training, tmp_path / "whole").run()
     whole.finish(training)
-    log = StopAt(3)
     torch.manual_seed(1)
-    first = loop_of(method_of(section), set_of(boards), tmp_path / "parts", log)
+    first = loop_of(method_of(section), set_of(boards), tmp_path / "parts", stop_at(3))
     torch.manual_seed(1)
-    log.loop = first
     with pytest.raises(Interrupted):
         first.run()
     for _ in range(2):  # the second time, nothing is left to train

@@ -24,7 +24,7 @@ from kizu.training.detectors.semi_supervised import (
     possible_classes,
     real_loss,
 )
-from kizu.training.loop import Interrupted, LoopSettings, TrainingLoop
+from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
 from kizu.training.pipeline import train
 from kizu.training.progress import RunLog
@@ -309,32 +309,9 @@ def loop_of(boards, folder, log=None):
     return TrainingLoop(method, training.batches, folder, identity="x", log=log, settings=settings)
 
 
-class StopAt(RunLog):
-    def __init__(self, loop_steps):
-        super().__init__(None, quiet=True)
-        self.left, self.loop = loop_steps, None
-
-    def scalars(self, stage, values, step):
-        del stage, values, step
-        self.left -= 1
-        self.loop._stop_requested = self.left == 0
-
-
-def test_a_resumed_run_has_the_weights_of_one_left_alone(boards, tmp_path):
+def test_a_resumed_run_has_the_weights_of_one_left_alone(boards, resumed):
     few = Manifest(boards.root, boards.rows[::3][:75] + boards.rows[1::3][:45] + boards.rows[-60:])
-    whole = loop_of(few, tmp_path / "whole")
-    whole.run()
-    log = StopAt(4)
-    first = loop_of(few, tmp_path / "parts", log=log)
-    log.loop = first
-    with pytest.raises(Interrupted):
-        first.run()
-    second = loop_of(few, tmp_path / "parts")
-    torch.manual_seed(99)
-    assert second.resume()
-    second.run()
-    for name, value in whole.method.networks.state_dict().items():
-        assert torch.equal(value, second.method.networks.state_dict()[name]), name
+    resumed(lambda folder, log: loop_of(few, folder, log=log), 4)
 
 
 def test_a_picture_shows_images_heat_and_what_the_generator_draws():

@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import math
-import os
-import signal
 
 import pytest
 import torch
@@ -32,20 +30,6 @@ class Recording(RunLog):
     def scalars(self, stage, values, step):
         self.seen.append((stage, step, values))
         self.looks.append(self.look())
-
-
-class StopAt(RunLog):
-    """A log that asks for a stop, as a signal would, after so many control points."""
-
-    def __init__(self, steps):
-        super().__init__(None, quiet=True)
-        self.left = steps
-
-    def scalars(self, stage, values, step):
-        del stage, values, step
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def bits(module):
@@ -409,7 +393,7 @@ def state(loop):
 
 
 @pytest.mark.parametrize("options", [{}, {"spectral_norm": True, "prior": "bourgain", "consistency": "zcr"}])
-def test_a_stopped_and_resumed_run_is_one_left_alone_to_the_bit(options, make_method, make_loop, tmp_path):
+def test_a_stopped_and_resumed_run_is_one_left_alone_to_the_bit(options, make_method, make_loop, tmp_path, stop_at):
     options = options | {"steps": 8, "ada_target": -0.9, "ada_kimg": 0.1}
     log = Recording()
     whole = make_loop(make_method(**options), tmp_path / "whole", log)
@@ -420,7 +404,7 @@ def test_a_stopped_and_resumed_run_is_one_left_alone_to_the_bit(options, make_me
     for stop_after in (1, 6):
         folder = tmp_path / str(stop_after)
         with pytest.raises(Interrupted):
-            make_loop(make_method(**options), folder, StopAt(stop_after)).run()
+            make_loop(make_method(**options), folder, stop_at(stop_after)).run()
         rest = Recording()
         second = make_loop(make_method(**options), folder, rest)
         torch.manual_seed(999)
