@@ -17,6 +17,8 @@ Entry = dict[str, Any]
 
 AIM = "0.01"
 """The target FNR that the verdicts are about."""
+LOWEST = "0.001"
+"""The target FNR of the hardest operating point; what is told of it is told of every arm at once."""
 CURVE_SHARE = 0.05
 """Of the NG, where the curve's verdict is asked for."""
 
@@ -28,6 +30,8 @@ def findings(arms: Sequence[Entry]) -> list[str]:
     found = [*_half_against_all(whole), *_gains(arms, synthetic)]
     found += _reaches_all(synthetic, whole)
     found += _spread(synthetic, half)
+    found += _remedies(arms)
+    found += _lowest(arms)
     found += _curve(arms)
     found += _rivals(arms)
     seeds = min((len(arm["seeds"]) for arm in arms), default=0)
@@ -129,6 +133,26 @@ def _spread(synthetic: Sequence[Entry], half: Entry | None) -> list[str]:
         f"Goal: spread over seeds smaller than half's (standard deviation of specificity at FNR 1 %, {100 * own:.2f} "
         f"points): {'; '.join(told)}."
     ]
+
+
+def _remedies(arms: Sequence[Entry]) -> list[str]:
+    told = []
+    for arm in arms:
+        if is_remedy(arm["arm"]) and HALF in arm["gains"]:
+            found, gain = arm["measures"][AIM], arm["gains"][HALF][AIM]
+            spread = "" if found["spread"] is None else f" ± {100 * found['spread']:.1f}"
+            told.append(f"{_short(arm)} {100 * found['mean']:.1f}{spread} %, {points(gain)}, {verdict(gain)}")
+    return [f"Remedies, specificity at FNR 1 % and gain over half: {'; '.join(told)}."] if told else []
+
+
+def _lowest(arms: Sequence[Entry]) -> list[str]:
+    """Every arm's gain over half at the lowest FNR, by what its interval says."""
+    by_verdict: dict[str, list[str]] = {}
+    for arm in arms:
+        if arm["ng_share"] == 1.0 and (gain := arm["gains"].get(HALF, {}).get(LOWEST)):
+            by_verdict.setdefault(verdict(gain), []).append(f"{_short(arm)} {points(gain)}")
+    parts = [f"{told}: {'; '.join(some)}" for told, some in by_verdict.items()]
+    return [f"Gain over half, specificity at FNR 0.1 %. {'. '.join(parts)}."] if parts else []
 
 
 def _curve(arms: Sequence[Entry]) -> list[str]:

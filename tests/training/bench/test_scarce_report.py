@@ -120,7 +120,7 @@ def test_a_reached_goal_is_told_with_its_figures():
 
 def test_a_missed_goal_is_told_just_as_plainly():
     arms = arms_of({**BAD, "half + poisson": 0.79}, scatter=2.0)
-    assert "GAN placed −10.0 [−12.0, −8.0] points, worse" in sentence(arms, "Gain over half")
+    assert "GAN placed −10.0 [−12.0, −8.0] points, worse" in sentence(arms, "Gain over half, specificity at FNR 1 %")
     assert "GAN placed no (70.0 %" in sentence(arms, "Goal: half + synthetic ≥ all real")
     assert "GAN placed no (3.16)" in sentence(arms, "Goal: spread")
     assert "AUROC no, it is a loss" in sentence(arms, "Goal: at 5 % of the NG")
@@ -130,7 +130,9 @@ def test_a_missed_goal_is_told_just_as_plainly():
 
 def test_a_gain_whose_interval_holds_zero_is_no_gain():
     arms = arms_of({**GOOD, "half + GAN placed": 0.802, "5 % of the NG + GAN placed": 0.602}, scatter=-1.0)
-    assert "GAN placed +0.2 [−3.7, +4.1] points, not told from no difference" in sentence(arms, "Gain over half")
+    assert "GAN placed +0.2 [−3.7, +4.1] points, not told from no difference" in sentence(
+        arms, "Gain over half, specificity at FNR 1 %"
+    )
     assert "specificity at FNR 1 % no (+0.2 [" in sentence(arms, "Goal: at 5 %")
 
 
@@ -201,7 +203,19 @@ def test_bounds_are_the_outermost_of_the_seeds():
 def test_remedies_stand_apart():
     page = render_markdown(result({**GOOD, "half + GAN placed, ratio ¼": 0.85}))
     assert "| half + GAN placed, ratio ¼ |" in page.split("## Remedies")[1].split("## The curve")[0]
-    assert "ratio ¼" not in page.split("## Remedies")[0]
+    assert "ratio ¼" not in page.split("## Arms")[1].split("## Remedies")[0]
+
+
+def test_remedies_and_the_lowest_fnr_are_told_with_their_verdicts():
+    arms = arms_of({**GOOD, "half + GAN placed, ratio ¼": 0.85, "half + perlin": 0.75})
+    told = sentence(arms, "Remedies, specificity at FNR 1 %")
+    assert "GAN placed, ratio ¼ 85.0 ± 0.8 %, +5.0 [" in told
+    assert told.endswith("better.")
+    lowest = sentence(arms, "Gain over half, specificity at FNR 0.1 %")
+    better, worse = lowest.split("worse: ")
+    assert "better: all +10.0 [" in better
+    assert "GAN placed, ratio ¼ +5.0 [" in better
+    assert worse.startswith("perlin −5.0 [")
 
 
 def test_what_draws_without_training_is_held_against_the_gan():
