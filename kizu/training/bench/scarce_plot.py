@@ -57,13 +57,13 @@ def _strip(arms: Sequence[Entry], bottom: int) -> list[str]:
     for tick in axis.ticks(gap=30.0):
         body.append(f'<path d="M{tick.at:.1f},{_TOP - 8}V{bottom}" stroke="{_GRID}"/>')
         body.append(f'<text x="{tick.at:.1f}" y="{bottom + 17}" text-anchor="middle">{tick.text} %</text>')
-    for name in (ALL, HALF):
-        if arm := by_name(arms, name):
-            [x] = axis.places([100 * arm["measures"][AIM]["mean"]])
-            body.append(
-                f'<path d="M{x:.1f},{_TOP - 8}V{bottom}" stroke="{_REAL}" stroke-dasharray="3 3" stroke-opacity=".7"/>'
-            )
-            body.append(f'<text x="{x:.1f}" y="{_TOP - 12}" text-anchor="middle" font-size="11">{name}</text>')
+    held = [arm for arm in (by_name(arms, ALL), by_name(arms, HALF)) if arm]
+    # The lower one's name ends at its line and the higher one's begins there: they may lie a point apart.
+    for arm, anchor in zip(sorted(held, key=lambda arm: arm["measures"][AIM]["mean"]), ("end", "start"), strict=False):
+        [x] = axis.places([100 * arm["measures"][AIM]["mean"]])
+        line = f'stroke="{_REAL}" stroke-dasharray="3 3" stroke-opacity=".7"'
+        body.append(f'<path d="M{x:.1f},{_TOP - 8}V{bottom}" {line}/>')
+        body.append(f'<text x="{x:.1f}" y="{_TOP - 12}" text-anchor="{anchor}" font-size="11">{arm["arm"]}</text>')
     body.append(f'<path d="M{_LABELS},{bottom}h{_STRIP}" stroke="#8b95a3"/>')
     for place, arm in enumerate(arms):
         body += _row(arm, axis, _TOP + _ROW * (place + 0.5))
