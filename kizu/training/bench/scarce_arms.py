@@ -260,7 +260,7 @@ def recipe_of(
     whole = sum(row.label in (OK, NG) and not row.synthetic for row in train)
     seen = sum(row.label in ((OK,) if arm.ok_alone else (OK, NG)) and not row.synthetic for row in taken)
     detectors = []
-    for section in recipe.detector:
+    for section in recipe.detector[:1] if arm.ok_alone else recipe.detector:
         options = {**section.options, **{k: v for k, v in arm.detector.items() if k != "kind"}}
         kind = arm.detector.get("kind", section.kind)
         if kind != section.kind:

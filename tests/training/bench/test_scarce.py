@@ -84,6 +84,14 @@ def test_every_arm_is_a_recipe_that_can_be_told_from_the_others(arm):
         assert (plain.subset, plain.generator) == (arm.subset, None)
 
 
+def test_a_detector_on_ok_alone_is_one_however_many_the_recipe_names():
+    several = WITH_GAN.model_copy(update={"detector": WITH_GAN.detector * 3})
+    arms = {arm.name: arm for arm in known_arms(())}
+    [section] = recipe_of(arms["draem on OK alone"], several, 0, ROWS, ROWS, 4).detector
+    assert (section.kind, section.preset, section.epochs, section.options) == ("draem", "small", 4, {})
+    assert len(recipe_of(arms["all"], several, 0, ROWS, ROWS).detector) == 3
+
+
 def test_classic_augmentation_is_never_weaker_than_the_recipes():
     strong = next(arm for arm in known_arms(()) if arm.strong)
     mine = recipe(augment={"flip_vertical": True, "noise": 0.5, "shift": 0.0})
