@@ -62,7 +62,9 @@ class Arm:
     @property
     def is_on_curve(self) -> bool:
         """Whether it is of the curve over the number of NG: what is real alone, and with the GAN's defects."""
-        return self.ng_share < 1 and (self.generator is None or self.name.endswith(" + GAN placed"))
+        return self.ng_share < 1 and (
+            self.generator is None or self.name == placed_name(plain_name(self.share, self.ng_share))
+        )
 
     @property
     def against(self) -> str | None:

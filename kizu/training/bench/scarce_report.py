@@ -167,6 +167,10 @@ def _gains(arms: Sequence[Entry]) -> list[str]:
             *_table(("difference", *names), rows), ""]  # fmt: skip
 
 
+def _section(title: str, lead: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"## {title}", "", lead, "", *_table(columns, rows), ""]
+
+
 def _curve(arms: Sequence[Entry]) -> list[str]:
     plain = [arm for arm in arms if arm["ng_share"] < 1.0 and arm["against"] is None]
     if not plain:
@@ -183,11 +187,9 @@ def _curve(arms: Sequence[Entry]) -> list[str]:
         rows.append(row)
     columns = ("of the NG", "NG", "AUROC, real alone", "+ GAN placed", "gain",
                "specificity at FNR 1 %, real alone", "+ GAN placed", "gain")  # fmt: skip
-    return [
-        "## The curve over the number of NG", "",
-        "All OK images of the train split, and so much of its NG.", "",
-        *_table(columns, rows), "",
-    ]  # fmt: skip
+    return _section(
+        "The curve over the number of NG", "All OK images of the train split, and so much of its NG.", columns, rows
+    )
 
 
 def _rivals(arms: Sequence[Entry]) -> list[str]:
@@ -205,11 +207,9 @@ def _rivals(arms: Sequence[Entry]) -> list[str]:
         return []
     columns = ("arm", "NG", "AUROC", "over real alone", "over GAN placed",
                "specificity at FNR 1 %", "over real alone", "over GAN placed")  # fmt: skip
-    return [
-        "## Other synthetic NG, against the GAN's placed defects", "",
-        "On the same data, in their place.", "",
-        *_table(columns, rows), "",
-    ]  # fmt: skip
+    return _section(
+        "Other synthetic NG, against the GAN's placed defects", "On the same data, in their place.", columns, rows
+    )
 
 
 def _what_ran(result: dict[str, Any]) -> list[str]:
