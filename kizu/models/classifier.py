@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kizu.models.wavelets import STRIDE, WaveletModuli
+
 POOLS = ("topk", "lse")
-BACKBONES = ("plain", "resnet18", "resnet34")
+BACKBONES = ("plain", "wavelet", "resnet18", "resnet34")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FINE_BELOW = 160
 """Shorter side in pixels under which a ResNet goes without its first pooling, for a map of stride 8, not 16."""
@@ -34,15 +37,15 @@ class ClassifierConfig:
     width: int
     channels: int
     backbone: str = "plain"
-    """`plain` (from scratch), or torchvision's `resnet18` or `resnet34` up to their third layer."""
+    """`plain` and `wavelet` (from scratch), or torchvision's `resnet18` or `resnet34` up to their third layer."""
     features: int = 16
-    """`plain`: channels of the first layer; each halving doubles them."""
+    """`plain` and `wavelet`: channels of the first layer that learns; each halving doubles them."""
     stem_stride: int = 1
     """`plain`: 1, a first layer at full resolution; or 2, a wider one at half of it, four times as fast."""
     halvings: int = 2
-    """`plain`: residual blocks that halve the resolution; the map's stride is stem_stride · 2^halvings."""
+    """`plain` and `wavelet`: residual blocks that halve the resolution."""
     blocks: int = 2
-    """`plain`: residual blocks at the resolution of the map."""
+    """`plain` and `wavelet`: residual blocks at the resolution of the map."""
     pool: str = "topk"
     """`topk` or `lse`."""
     top_share: float = 0.05
@@ -68,13 +71,14 @@ class ClassifierConfig:
 
     @property
     def stride(self) -> int:
-        """`plain`: pixels of the image per place of the map."""
-        return self.stem_stride * 2**self.halvings
+        """`plain` and `wavelet`: pixels of the image per place of the map."""
+        return (STRIDE if self.backbone == "wavelet" else self.stem_stride) * 2**self.halvings
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"backbone": "plain", "features": 16, "blocks": 2},
     "deep": {"backbone": "plain", "features": 16, "stem_stride": 2, "halvings": 3, "blocks": 2},
+    "wavelet": {"backbone": "wavelet", "features": 32, "blocks": 1},
     "resnet18": {"backbone": "resnet18"},
     "resnet34": {"backbone": "resnet34"},
 }
@@ -111,16 +115,48 @@ class PlainBackbone(nn.Module):
             nn.BatchNorm2d(f),
             nn.ReLU(inplace=True),
         )
-        halving = [PlainBlock(f * 2**i, f * 2 ** (i + 1), 2) for i in range(config.halvings)]
-        self.blocks = nn.Sequential(
-            *halving, *(PlainBlock(self.outputs, self.outputs, 1) for _ in range(config.blocks))
-        )
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        self.blocks = residual_blocks(config)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.stem(x))
+
+
+class WaveletBackbone(nn.Module):
+    """Image [N, C, H, W] in [−1, 1] → moduli of wavelets → features [N, 2^halvings · features, ⌈H/stride⌉, ⌈W/stride⌉].
+
+    For a few hundred images: what tells a line from grain is given, what makes a line a defect is learnt.
+    """
+
+    def __init__(self, config: ClassifierConfig):
+        super().__init__()
+        self.outputs = config.features * 2**config.halvings
+        self.moduli = WaveletModuli(config.channels)
+        self.norm = nn.BatchNorm2d(self.moduli.outputs)
+        self.mixture = nn.Sequential(
+            nn.Conv2d(self.moduli.outputs, config.features, 1, bias=False),
+            nn.BatchNorm2d(config.features),
+            nn.ReLU(inplace=True),
+        )
+        self.blocks = residual_blocks(config)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.mixture(self.norm(self.moduli(x))))
+
+
+def residual_blocks(config: ClassifierConfig) -> nn.Sequential:
+    """`halvings` blocks of stride 2, then `blocks` of stride 1: [N, features, h, w] → [N, 2^halvings · features, …]."""
+    widths = [config.features * 2**i for i in range(config.halvings + 1)]
+    halving = [PlainBlock(narrow, wide, 2) for narrow, wide in pairwise(widths)]
+    return nn.Sequential(*halving, *(PlainBlock(widths[-1], widths[-1], 1) for _ in range(config.blocks)))
+
+
+def initialise(network: nn.Module) -> None:
+    """Every convolution's weights for ReLU (He et al. 2015)."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
 class ResNetBackbone(nn.Module):
@@ -156,6 +192,13 @@ class ResNetBackbone(nn.Module):
         return [first, second, self.layer3(second)]
 
 
+def make_backbone(config: ClassifierConfig) -> PlainBackbone | WaveletBackbone | ResNetBackbone:
+    """The one that `backbone` names."""
+    if config.backbone == "plain":
+        return PlainBackbone(config)
+    return WaveletBackbone(config) if config.backbone == "wavelet" else ResNetBackbone(config)
+
+
 def topk_pool(logits: Tensor, share: float) -> Tensor:
     """Mean of each map's largest logits, ⌈share · h·w⌉ of them and at least one: [N, 1, h, w] → [N]."""
     places = logits.flatten(1)
@@ -184,7 +227,7 @@ class Classifier(nn.Module):
     def __init__(self, config: ClassifierConfig):
         super().__init__()
         self.config = config
-        self.backbone = PlainBackbone(config) if config.backbone == "plain" else ResNetBackbone(config)
+        self.backbone = make_backbone(config)
         self.head = nn.Conv2d(self.backbone.outputs, 1, 1)
         nn.init.normal_(self.head.weight, 0.0, 0.01)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]

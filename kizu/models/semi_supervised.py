@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kizu.models import classifier
-from kizu.models.classifier import ClassifierConfig, PlainBackbone, ResNetBackbone, lse_pool, topk_pool
+from kizu.models.classifier import ClassifierConfig, lse_pool, make_backbone, topk_pool
 from kizu.models.layers import init_dcgan, padded, pyramid_depth
 
 
@@ -68,7 +68,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: SemiSupervisedConfig):
         super().__init__()
         self.config = config
-        self.backbone = PlainBackbone(config) if config.backbone == "plain" else ResNetBackbone(config)
+        self.backbone = make_backbone(config)
         self.head = nn.Conv2d(self.backbone.outputs, config.real_classes, 1)
         nn.init.normal_(self.head.weight, 0.0, 0.01)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]

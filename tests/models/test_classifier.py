@@ -51,7 +51,9 @@ def test_the_soft_maximum_lies_between_mean_and_maximum(logits):
     assert lse_pool(equal, 0.7).item() == topk_pool(equal, 0.1).item() == pytest.approx(2.5)
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": "lse"}, PRESETS["deep"], {"backbone": "resnet18"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"pool": "lse"}, PRESETS["deep"], PRESETS["wavelet"], {"backbone": "resnet18"}], ids=str
+)
 def test_a_score_depends_on_nothing_but_its_image(assert_depends_on_its_image_alone, options):
     network = make(48, 40, **options)
     x = torch.rand(6, 1, 48, 40, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -91,8 +93,9 @@ def test_calibration_moves_score_and_map_alike():
     [
         (InputGeometry(height=40, width=56, channels=3), {"pool": "lse"}),
         (InputGeometry(height=32, width=32, channels=3, tile=40, stride=30), {"backbone": "resnet18"}),
+        (InputGeometry(height=40, width=57, channels=3), PRESETS["wavelet"]),
     ],
-    ids=["oblong-lse", "tiles-resnet"],
+    ids=["oblong-lse", "tiles-resnet", "odd-wavelet"],
 )
 def test_the_graph_and_torch_agree_on_images_of_any_size(geometry, options):
     inspector = Inspector(make(geometry.height, geometry.width, geometry.channels, **options), geometry).eval()
@@ -112,6 +115,13 @@ def test_the_map_has_one_logit_per_stride(stem_stride, halvings, side):
     x = torch.zeros(1, 1, 65, 65)
     assert network.logits(x).shape == (1, 1, side, side)
     assert network(x)[1].shape == x.shape
+
+
+@pytest.mark.parametrize(("halvings", "side"), [(0, 17), (1, 9), (2, 5)])
+def test_wavelets_halve_the_resolution_twice_before_anything_is_learnt(halvings, side):
+    network = make(65, 65, **{**PRESETS["wavelet"], "halvings": halvings})
+    assert network.config.stride == 4 * 2**halvings
+    assert network.logits(torch.zeros(1, 1, 65, 65)).shape == (1, 1, side, side)
 
 
 def test_the_small_preset_is_small():

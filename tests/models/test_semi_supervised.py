@@ -88,6 +88,16 @@ def test_the_generator_draws_any_size_within_the_range_of_images(size):
     assert images.std(0).mean() > 1e-4
 
 
+@pytest.mark.parametrize("preset", ["small", "wavelet"])
+def test_a_generator_can_learn_from_its_features(preset):
+    torch.manual_seed(0)
+    discriminator = Discriminator(SemiSupervisedConfig(32, 32, 1, **PRESETS[preset]))
+    images = torch.cat([torch.zeros(2, 1, 32, 32), torch.rand(2, 1, 32, 32)]).requires_grad_()
+    discriminator.penultimate(images).square().sum().backward()
+    assert torch.isfinite(images.grad).all()
+    assert images.grad[2:].abs().max() > 0
+
+
 def test_the_small_preset_is_small():
     config = SemiSupervisedConfig(128, 128, 3, real_classes=7, **PRESETS["small"])
     assert 100_000 < sum(p.numel() for p in Discriminator(config).parameters()) < 300_000

@@ -397,7 +397,7 @@ def test_weights_of_a_backbone_come_from_a_file_and_must_fit(tmp_path):
         create_detector(GEOMETRY, section.model_copy(update={"preset": "resnet34"}))
     with pytest.raises(UserError, match="cannot be read"):
         create_detector(GEOMETRY, section.model_copy(update={"options": {"weights": "nowhere.pth"}}))
-    with pytest.raises(UserError, match="'plain' has no weights"):
+    with pytest.raises(UserError, match="no file of weights fits"):
         create_detector(GEOMETRY, section.model_copy(update={"preset": "small"}))
 
 
