@@ -12,6 +12,7 @@ Notable here:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,6 +26,8 @@ from kizu.models.wavelets import STRIDE, WaveletModuli
 POOLS = ("topk", "lse")
 BACKBONES = ("plain", "wavelet", "resnet18", "resnet34")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+VIEWS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
+"""Axes of [N, C, H, W] that each view mirrors."""
 FINE_BELOW = 160
 """Shorter side in pixels under which a ResNet goes without its first pooling, for a map of stride 8, not 16."""
 
@@ -52,11 +55,16 @@ class ClassifierConfig:
     """`topk`: share of the map's places whose logits are averaged; at least one place is."""
     lse_temperature: float = 1.0
     """`lse`: T; towards 0 the pool becomes the maximum, towards ∞ the mean."""
+    views: int = 1
+    """An image scores as the mean over 1: itself; 2: and its mirror image; 4: and both upside down, at that many times
+    the cost. For products that `[augment]` may flip likewise."""
 
     def __post_init__(self) -> None:
         for name, value, known in (("backbone", self.backbone, BACKBONES), ("pool", self.pool, POOLS)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        if self.views not in (1, 2, 4):
+            raise ValueError(f"views must be 1, 2 or 4, not {self.views}")
         if self.stem_stride not in (1, 2):
             raise ValueError(f"stem_stride must be 1 or 2, not {self.stem_stride}")
         if self.stride > min(self.height, self.width) // 2:
@@ -212,13 +220,28 @@ def lse_pool(logits: Tensor, temperature: float) -> Tensor:
     return highest[:, 0] + temperature * ((places - highest) / temperature).exp().mean(1).log()
 
 
+def mean_over_views(x: Tensor, views: int, detect: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What `detect` says of images and of their mirror images, on average.
+
+    Args:
+        x: [N, C, H, W].
+        views: how many of `VIEWS`.
+        detect: images → score [N] and map [N, 1, h', w'], which is mirrored back before it is averaged.
+    """
+    scores, maps = detect(x)
+    for axes in VIEWS[1:views]:
+        score, mirrored = detect(x.flip(axes))
+        scores, maps = scores + score, maps + mirrored.flip(axes)
+    return scores / views, maps / views
+
+
 class Classifier(nn.Module):
     """The network, and the detector it makes.
 
     `forward` maps x [N, C, height, width] in [−1, 1] to score [N], a·pool(map) + b, and heatmap [N, 1, height, width],
-    a·map + b interpolated to the image. `slope` a > 0 and `offset` b are 1 and 0 until they are fitted on held-out
-    images; then the score is the calibrated logit of P(NG) at the training images' share of NG. Neither changes a
-    ranking.
+    a·map + b interpolated to the image; both are means over the views. `slope` a > 0 and `offset` b are 1 and 0 until
+    they are fitted on held-out images; then the score is the calibrated logit of P(NG) at the training images' share
+    of NG. Neither changes a ranking.
     """
 
     slope: Tensor
@@ -245,6 +268,10 @@ class Classifier(nn.Module):
         return topk_pool(logits, self.config.top_share)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.logits(x)
+        score, logits = mean_over_views(x, self.config.views, self._detect)
         heatmap = F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=False)
-        return self.pooled(logits) * self.slope + self.offset, heatmap * self.slope + self.offset
+        return score * self.slope + self.offset, heatmap * self.slope + self.offset
+
+    def _detect(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits(x)
+        return self.pooled(logits), logits

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kizu.models import classifier
-from kizu.models.classifier import ClassifierConfig, lse_pool, make_backbone, topk_pool
+from kizu.models.classifier import ClassifierConfig, lse_pool, make_backbone, mean_over_views, topk_pool
 from kizu.models.layers import init_dcgan, padded, pyramid_depth
 
 
@@ -98,9 +98,13 @@ class Discriminator(nn.Module):
         return torch.cat([mean, mean + pooled.reshape(-1, classes)], 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        score, odds = mean_over_views(x, self.config.views, self._detect)
+        heatmap = F.interpolate(odds, size=x.shape[2:], mode="bilinear", align_corners=False)
+        return score * self.slope + self.offset, heatmap * self.slope + self.offset
+
+    def _detect(self, x: Tensor) -> tuple[Tensor, Tensor]:
         places = self.places(x)
-        heatmap = F.interpolate(ng_odds(places)[:, None], size=x.shape[2:], mode="bilinear", align_corners=False)
-        return ng_odds(self.pooled(places)) * self.slope + self.offset, heatmap * self.slope + self.offset
+        return ng_odds(self.pooled(places)), ng_odds(places)[:, None]
 
 
 class UpBlock(nn.Module):

@@ -88,12 +88,27 @@ def test_calibration_moves_score_and_map_alike():
     torch.testing.assert_close(heatmap, 1.7 * raw_map - 0.3)
 
 
+@pytest.mark.parametrize(("views", "flips"), [(2, [(3,)]), (4, [(3,), (2,), (2, 3)])])
+def test_views_are_the_mean_over_mirror_images(views, flips):
+    one, several = make(), make(views=views)
+    x = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    outputs = [one(x), *((score, heatmap.flip(axes)) for axes in flips for score, heatmap in [one(x.flip(axes))])]
+    score, heatmap = several(x)
+    torch.testing.assert_close(score, torch.stack([s for s, _ in outputs]).mean(0))
+    torch.testing.assert_close(heatmap, torch.stack([h for _, h in outputs]).mean(0))
+    for axes in flips:
+        mirrored, mirrored_map = several(x.flip(axes))
+        torch.testing.assert_close(mirrored, score)
+        torch.testing.assert_close(mirrored_map.flip(axes), heatmap)
+    assert not torch.allclose(score, one(x)[0])
+
+
 @pytest.mark.parametrize(
     ("geometry", "options"),
     [
         (InputGeometry(height=40, width=56, channels=3), {"pool": "lse"}),
         (InputGeometry(height=32, width=32, channels=3, tile=40, stride=30), {"backbone": "resnet18"}),
-        (InputGeometry(height=40, width=57, channels=3), PRESETS["wavelet"]),
+        (InputGeometry(height=40, width=57, channels=3), {**PRESETS["wavelet"], "views": 4}),
     ],
     ids=["oblong-lse", "tiles-resnet", "odd-wavelet"],
 )
@@ -138,6 +153,7 @@ def test_the_small_preset_is_small():
         {"lse_temperature": 0.0},
         {"stem_stride": 3},
         {"halvings": 5},
+        {"views": 3},
     ],
     ids=str,
 )

@@ -69,6 +69,14 @@ def test_calibration_moves_score_and_map_alike():
     torch.testing.assert_close(heatmap, 1.7 * raw_map - 0.3)
 
 
+def test_views_are_the_mean_over_mirror_images():
+    one, several = make(), make(views=2)
+    x = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    (score, heatmap), (mirrored, mirrored_map) = one(x), one(x.flip(3))
+    torch.testing.assert_close(several(x)[0], (score + mirrored) / 2)
+    torch.testing.assert_close(several(x)[1], (heatmap + mirrored_map.flip(3)) / 2)
+
+
 def test_a_defect_is_hot_where_it_is():
     network = make(real_classes=3)
     x = torch.zeros(1, 1, 32, 32)

@@ -161,7 +161,7 @@ ADDITIONS: dict[str, dict[str, Any]] = {
 }
 OK_ALONE = ("ganomaly", "fanogan", "draem", "memory")
 """Detectors that learn from OK parts alone: what the others must beat."""
-SHAPE = ("backbone", "features", "stem_stride", "halvings", "blocks", "dense_weight")
+SHAPE = ("backbone", "features", "stem_stride", "halvings", "blocks", "views", "dense_weight")
 """Options that the detectors which learn from NG share."""
 MAIN = 11
 """Arms of the table; those behind are remedies."""
