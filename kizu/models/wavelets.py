@@ -21,6 +21,8 @@ ORIENTATIONS = 8
 STRIDE = 4
 FAINT = 1 / 30
 """Moduli well under this (about four of 256 grey levels) count linearly, those over it by their logarithm."""
+SMALLEST = 1e-5
+"""Of (m / FAINT)², so that its root has a gradient; exporters take what is added under 1e-8 for nothing."""
 
 
 def morlet(scale: float, angle: float) -> Tensor:
@@ -66,9 +68,9 @@ class WaveletModuli(nn.Module):
         height, width = x.shape[2:]
         x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate").flatten(0, 1)[:, None]
         energies = [pooled for scale in SCALES for pooled in self._energies(x, scale)]
-        moduli = (torch.cat(energies, dim=1) + 1e-8).sqrt()
+        moduli = (torch.cat(energies, dim=1) / FAINT**2 + SMALLEST).sqrt()
         light = [F.avg_pool2d(x, STRIDE), -F.max_pool2d(-x, STRIDE)]
-        features = torch.cat([*light, torch.log1p(moduli / FAINT)], dim=1)
+        features = torch.cat([*light, torch.log1p(moduli)], dim=1)
         return features.reshape(-1, self.outputs, *features.shape[2:])
 
     def _energies(self, x: Tensor, scale: int) -> tuple[Tensor, Tensor]:
