@@ -220,12 +220,11 @@ def _settle(threshold: np.float32, scores: NDArray[np.float32], tolerance: float
 
 
 def _size(value: np.float32, scores: NDArray[np.float32]) -> float:
-    """What a tolerance is relative to: |value|, but for signed scores (logits) at least their median size.
+    """What a tolerance is relative to: |value|, or the scores' median size where that is larger.
 
-    A logit may be zero, but its rounding is not.
+    A logit or a rank may be zero, but its rounding is not.
     """
-    signed = scores.size > 0 and scores[0] < 0 < scores[-1]
-    return max(abs(float(value)), float(np.median(np.abs(scores))) if signed else 0.0)
+    return max(abs(float(value)), float(np.median(np.abs(scores))) if scores.size else 0.0)
 
 
 def _finite(scores: ArrayLike, label: str) -> NDArray[np.float32]:

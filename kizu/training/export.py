@@ -104,8 +104,8 @@ class ParityCheck:
         """What was found.
 
         Raises:
-            ParityError: scores differ by more than 1e-4 relative (signed ones: or of their median size, where that is
-                larger), or any verdict differs.
+            ParityError: scores differ by more than 1e-4 relative, or of their median size where that is larger, or any
+                verdict differs.
         """
         exported = np.concatenate([pair[0] for pair in self._pairs])
         expected = np.concatenate([pair[1] for pair in self._pairs])
@@ -130,12 +130,8 @@ class ParityCheck:
 
 
 def _scale(scores: NDArray[np.float32]) -> float:
-    """What differences are relative to where a score is smaller: a logit may be zero, but its rounding is not.
-
-    Scores of one sign have no such scale: they are their own.
-    """
-    signed = float(scores.min()) < 0 < float(scores.max())
-    return float(np.median(np.abs(scores))) if signed else 1e-12
+    """What differences are relative to where a score is smaller: a logit or rank may be 0, but its rounding is not."""
+    return max(float(np.median(np.abs(scores))), 1e-12)
 
 
 def relative_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -129,7 +129,7 @@ class _Training:
 
     def _member(self, place: int) -> DetectorMethod:
         recipe = self.run.recipe
-        torch.manual_seed(recipe.seed + 1009 * place)
+        torch.manual_seed(self._seed(place))
         section = _beside(recipe.detector[place], self.run.beside)
         defects = defect_classes(self.run.splits.train)
         method = create_detector(recipe.image.geometry, section, recipe.augment, defects=defects)
@@ -163,12 +163,12 @@ class _Training:
             log.say(note)
         self.processes.barrier()  # until the main process has drawn the synthetic NG
         method.begin(run.folder)
-        training = self._training_set(section, method, device)
+        training = self._training_set(place, method, device)
         method.networks.to(device)
         if device.type == "cuda":
             method.networks.to(memory_format=torch.channels_last)
         self.processes.copy_from_main(method.networks)
-        torch.manual_seed(run.recipe.seed + 1 + self.processes.rank)
+        torch.manual_seed(self._seed(place) + 1 + self.processes.rank)
         loop = TrainingLoop(
             method,
             training.batches,
@@ -188,14 +188,35 @@ class _Training:
             log.say(note)
         return training.synthetic_ng
 
-    def _training_set(self, section: DetectorSection, method: DetectorMethod, device: torch.device) -> TrainingSet:
+    def _seed(self, place: int) -> int:
+        """Of one detector: several of one kind start apart, see images in another order and spare others."""
+        return self.run.recipe.seed + 1009 * place
+
+    def _training_set(self, place: int, method: DetectorMethod, device: torch.device) -> TrainingSet:
         run, processes, log = self.run, self.processes, self.log
+        section = run.recipe.detector[place]
         unlabelled = method.uses_unlabelled
         if method.sampling is None:
-            return ok_set(run, section, unlabelled=unlabelled, device=device, processes=processes, log=log)
+            return ok_set(
+                run,
+                section,
+                self._seed(place),
+                unlabelled=unlabelled,
+                device=device,
+                processes=processes,
+                log=log,
+            )
         drawn = Manifest.read(run.folder / SYNTHETIC_FOLDER) if run.recipe.generator is not None else None
         return labelled_set(
-            run, section, method.sampling, drawn, unlabelled=unlabelled, device=device, processes=processes, log=log
+            run,
+            section,
+            method.sampling,
+            drawn,
+            self._seed(place),
+            unlabelled=unlabelled,
+            device=device,
+            processes=processes,
+            log=log,
         )
 
 

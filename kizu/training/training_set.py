@@ -71,9 +71,16 @@ class TrainingSet:
 
 
 def ok_set(
-    run: Run, section: DetectorSection, *, unlabelled: bool, device: torch.device, processes: Processes, log: RunLog
+    run: Run,
+    section: DetectorSection,
+    seed: int,
+    *,
+    unlabelled: bool,
+    device: torch.device,
+    processes: Processes,
+    log: RunLog,
 ) -> TrainingSet:
-    """The train split's OK images and, on demand, its unlabelled ones, whose label is `UNKNOWN`."""
+    """The train split's OK images and, on demand, its unlabelled ones, whose label is `UNKNOWN`; `seed` orders them."""
     rows = [row for row in run.splits.train if row.label == OK]
     others = [row for row in run.splits.train if unlabelled and row.label == UNLABELLED]
     geometry = run.recipe.image.geometry
@@ -92,7 +99,7 @@ def ok_set(
     batches = Batches(
         images,
         section.batch_size,
-        run.recipe.seed,
+        seed,
         labels=labels,
         device=device,
         rank=processes.rank,
@@ -106,6 +113,7 @@ def labelled_set(
     section: DetectorSection,
     sampling: Sampling,
     drawn: Manifest | None,
+    seed: int,
     *,
     unlabelled: bool = False,
     device: torch.device,
@@ -115,6 +123,8 @@ def labelled_set(
     """The labelled rows of the train split and the NG of `drawn`; says in the log what it is made of.
 
     Args:
+        drawn: this run's synthetic NG, if it draws any.
+        seed: draws what is held out, and orders the images.
         unlabelled: the split's unlabelled rows come as well; their label is `UNKNOWN`.
 
     Raises:
@@ -123,7 +133,7 @@ def labelled_set(
     manifest, recipe = run.manifest, run.recipe
     use_synthetic = sampling.synthetic_ratio > 0
     rows = [row for row in run.splits.train if row.label and (use_synthetic or not (row.synthetic and row.label == NG))]
-    rows, spared = hold_out(rows, recipe.seed)
+    rows, spared = hold_out(rows, seed)
     if unlabelled:
         rows += _apart(run.splits.train, rows, spared)
     classes = defect_classes(run.splits.train)
@@ -138,7 +148,7 @@ def labelled_set(
         whole = geometry.model_copy(update={"tile": None, "stride": None})
         with log.bar("preparing synthetic NG", len(drawn)) as advance:
             images = joined(images, labelled_images(drawn, drawn.rows, whole, advance, classes=classes))
-    batches = _batches(images, run, section, sampling, device, processes)
+    batches = _batches(images, run, section, sampling, seed, device, processes)
     synthetic = int((images.synthetic & (images.labels == 1)).sum())
     _say(images, batches, section, geometry.tile is not None, spared, log)
     return TrainingSet(batches, held_out, synthetic)
@@ -195,6 +205,7 @@ def _batches(
     run: Run,
     section: DetectorSection,
     sampling: Sampling,
+    seed: int,
     device: torch.device,
     processes: Processes,
 ) -> LabelledBatches:
@@ -222,7 +233,7 @@ def _batches(
     strata = [Stratum(places, n) for places, n in zip(members, (*counts, aside), strict=True) if n]
     return LabelledBatches(
         images.images,
-        run.recipe.seed,
+        seed,
         labels=images.labels.clamp(min=0),
         masks=images.masks,
         mask_of=images.mask_of,

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 from kizu.errors import UserError
@@ -340,3 +341,18 @@ def test_several_detectors_make_one_bundle_whose_scores_are_combined_ranks(small
     assert (
         train(recipe, tmp_path / "run", resume=True, quiet=True).manifest.model_sha256 == bundle.manifest.model_sha256
     )
+
+
+def test_detectors_alike_start_apart_and_the_first_is_as_it_would_be_alone(small_run, tmp_path):
+    section = SEVERAL[SEVERAL.rindex("[[detector]]") :]
+    text = SEVERAL[: SEVERAL.index("[[detector]]")].replace('"boards"', f'"{small_run.dataset}"')
+    weights = {}
+    for name, sections in (("alone", 1), ("twice", 2)):
+        recipe = tmp_path / f"{name}.toml"
+        recipe.write_text(text + section * sections)
+        train(recipe, tmp_path / name, quiet=True)
+        for found in (tmp_path / name).rglob("checkpoint.pt"):
+            state = torch.load(found, weights_only=True)
+            weights[f"{name}/{found.parent.name}"] = state["networks"]["average.head.weight"]
+    assert torch.equal(weights["twice/detector-1"], weights["alone/alone"])
+    assert not torch.equal(weights["twice/detector-2"], weights["alone/alone"])

@@ -317,7 +317,7 @@ def test_synthetic_ng_are_in_every_batch_with_their_weight_and_nowhere_else(boar
     recipe = parse_recipe(content | {"image": {"size": 32, "channels": 1}}, "here")
     run = Run(recipe, boards, Splits(boards.rows, [], []), "data", tmp_path, tmp_path)
     kwargs = {"device": torch.device("cpu"), "processes": Processes(), "log": RunLog(None, quiet=True)}
-    found = labelled_set(run, recipe.detector[0], ClassifierTraining(**options), drawn, **kwargs)
+    found = labelled_set(run, recipe.detector[0], ClassifierTraining(**options), drawn, 0, **kwargs)
     assert found.synthetic_ng == 30
     assert found.held_out.labels.tolist().count(1) == 19
     assert not (found.held_out.images == 77).flatten(1).all(1).any()
@@ -331,9 +331,12 @@ def test_synthetic_ng_are_in_every_batch_with_their_weight_and_nowhere_else(boar
         assert torch.equal(batch.truth.weights, torch.where(is_drawn, 0.25, 1.0))
         assert torch.equal(batch.truth.located, ~is_drawn)
         assert ((batch.truth.masks > 0).flatten(1).any(1) == (batch.labels == 1) & ~is_drawn).all()
-    none = labelled_set(run, recipe.detector[0], ClassifierTraining(synthetic_ratio=0.0), drawn, **kwargs)
+    none = labelled_set(run, recipe.detector[0], ClassifierTraining(synthetic_ratio=0.0), drawn, 0, **kwargs)
     assert none.synthetic_ng == 0
     assert len(none.batches.images) == 590 - 59
+    other = labelled_set(run, recipe.detector[0], ClassifierTraining(**options), drawn, 1009, **kwargs)
+    assert not torch.equal(other.held_out.images[:40], found.held_out.images[:40]), "a seed of its own spares others"
+    assert not torch.equal(other.batches.next().images, none.batches.next().images)
 
 
 def section_of(**options):

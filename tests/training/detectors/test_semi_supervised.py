@@ -229,7 +229,7 @@ def set_of(boards, folder, drawn=None, unlabelled=True, batch_size=16, **options
     run = Run(recipe, boards, Splits(boards.rows, [], []), "data", folder, folder)
     kwargs = {"device": torch.device("cpu"), "processes": Processes(), "log": RunLog(None, quiet=True)}
     sampling = SemiSupervisedTraining(**options)
-    return labelled_set(run, recipe.detector[0], sampling, drawn, unlabelled=unlabelled, **kwargs)
+    return labelled_set(run, recipe.detector[0], sampling, drawn, 0, unlabelled=unlabelled, **kwargs)
 
 
 def test_unlabelled_images_have_a_share_and_a_label_of_their_own(boards, tmp_path):
