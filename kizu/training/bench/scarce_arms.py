@@ -21,6 +21,7 @@ from kizu.training.recipe import AugmentSection, GeneratorSection, Recipe
 
 GAN = "stylegan2-ada"
 ALL, HALF = "all", "half"
+GAN_PLACED = "GAN placed"
 STRONG = {"shift": 0.1, "scale": 0.1, "brightness": 0.1, "contrast": 0.3, "noise": 0.02}
 """Classic augmentation at amounts that few recipes would dare."""
 
@@ -82,7 +83,7 @@ def plain_name(share: float, ng_share: float) -> str:
 
 def placed_name(plain: str) -> str:
     """The arm that adds the GAN's placed defects to what `plain` sees."""
-    return f"{plain} + GAN placed"
+    return f"{plain} + {GAN_PLACED}"
 
 
 def is_rival(name: str, against: str | None) -> bool:
@@ -99,7 +100,7 @@ def known_arms(shares: Sequence[float]) -> list[Arm]:
     if wrong := [share for share in shares if not 0 < share < 1]:
         raise UserError(f"{wrong[0]:g} is no share of the NG for the curve.", "Give shares between 0 and 1.")
     whole, half = Arm(ALL), Arm(HALF, share=0.5)
-    placed = ADDITIONS["GAN placed"]
+    placed = ADDITIONS[GAN_PLACED]
     arms = [
         whole,
         half,
@@ -121,7 +122,7 @@ def _with(plain: Arm, addition: str) -> Arm:
 
 def _remedies(half: Arm) -> list[Arm]:
     """What to try where placed defects do not help."""
-    placed = _with(half, "GAN placed")
+    placed = _with(half, GAN_PLACED)
     assert placed.generator is not None
     changed: dict[str, dict[str, Any]] = {
         "filtered by D": {"filter": "discriminator", "keep": 0.5},
@@ -157,7 +158,7 @@ UNTRAINED: dict[str, dict[str, Any]] = {
 ADDITIONS: dict[str, dict[str, Any]] = {
     **UNTRAINED,
     "GAN whole": {"placed": False},
-    "GAN placed": {"placed": True, "crop": CROP},
+    GAN_PLACED: {"placed": True, "crop": CROP},
 }
 OK_ALONE = ("ganomaly", "fanogan", "draem", "memory")
 """Detectors that learn from OK parts alone: what the others must beat."""

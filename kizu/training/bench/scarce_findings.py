@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kizu.training.bench.scarce_arms import ALL, HALF, is_remedy, is_rival, placed_name
+from kizu.training.bench.scarce_arms import ALL, GAN_PLACED, HALF, is_remedy, is_rival, placed_name
 
 Entry = dict[str, Any]
 """Of one arm, as `scarce_figures.summary` gives it."""
@@ -156,7 +156,8 @@ def _lowest(arms: Sequence[Entry]) -> list[str]:
 
 
 def _curve(arms: Sequence[Entry]) -> list[str]:
-    pairs = [arm for arm in arms if is_placed_on_curve(arm) and arm["against"] in arm["gains"]]
+    kind = along_curve(arms)
+    pairs = [arm for arm in arms if is_along_curve(arm, kind) and arm["against"] in arm["gains"]]
     if not pairs:
         return []
     found = []
@@ -176,7 +177,7 @@ def _curve(arms: Sequence[Entry]) -> list[str]:
             told = verdict(arm["gains"][arm["against"]][measure])
             by_verdict.setdefault(told, []).append(f"{100 * arm['ng_share']:g} %")
         parts = "; ".join(f"{told} at {', '.join(shares)} of the NG" for told, shares in by_verdict.items())
-        found.append(f"GAN placed along the curve, {name}: {parts}.")
+        found.append(f"{_capital(kind)} along the curve, {name}: {parts}.")
     return found
 
 
@@ -199,9 +200,21 @@ def rivals(arms: Sequence[Entry]) -> list[Entry]:
     return [arm for arm in arms if is_rival(arm["arm"], arm["against"]) and placed_name(arm["against"]) in arm["gains"]]
 
 
-def is_placed_on_curve(arm: Entry) -> bool:
-    """Whether it is of the curve with the GAN's placed defects."""
-    return bool(arm["ng_share"] < 1.0 and arm["against"] and arm["arm"] == placed_name(arm["against"]))
+def along_curve(arms: Sequence[Entry]) -> str:
+    """Which synthetic NG the curve is drawn with: the GAN's placed defects, or else those run with most shares."""
+    of_shares = [arm for arm in arms if arm["ng_share"] < 1.0 and arm["against"]]
+    kinds = [str(arm["arm"]).removeprefix(f"{arm['against']} + ") for arm in of_shares]
+    return GAN_PLACED if GAN_PLACED in kinds or not kinds else max(dict.fromkeys(kinds), key=kinds.count)
+
+
+def is_along_curve(arm: Entry, kind: str) -> bool:
+    """Whether it is of the curve with synthetic NG of a kind; that curve ends at all of the NG."""
+    against = arm["against"]
+    return bool(against) and (arm["ng_share"] < 1.0 or against == ALL) and arm["arm"] == f"{against} + {kind}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _short(arm: Entry) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from kizu.training.bench.scarce_arms import ALL, HALF
-from kizu.training.bench.scarce_findings import AIM, Entry, by_name, is_placed_on_curve, percent
+from kizu.training.bench.scarce_findings import AIM, Entry, along_curve, by_name, is_along_curve, percent
 from kizu.training.evaluation.curves import Axis, Frame, LineChart, Series, line_chart
 
 WIDTH = 1200
@@ -20,8 +20,7 @@ _LABELS, _STRIP, _RIGHT = 306, 350, 800
 _TOP, _ROW, _CURVE, _GAP = 84, 25, 190, 84
 _INK, _TEXT, _GRID = "#1b2230", "#4a5362", "#e3e7ec"
 _REAL, _BASELINE, _GAN = "#3d3d46", "#b4581a", "#1f6fb8"
-_ALONE, _WITH = "real alone", "+ GAN placed"
-_COLOURS, _DASHES = {_ALONE: _REAL, _WITH: _GAN}, {_ALONE: "6 4"}
+_ALONE = "real alone"
 
 
 def render_svg(result: dict[str, Any]) -> str:
@@ -131,11 +130,12 @@ def _curve_series(arms: Sequence[Entry]) -> dict[str, list[Series]]:
     if not any(arm["ng_share"] < 1.0 for arm in arms):
         return {}
     alone = [arm for arm in arms if arm["arm"] == ALL or (arm["ng_share"] < 1.0 and arm["against"] is None)]
-    drawn = [arm for arm in arms if is_placed_on_curve(arm)]
+    kind = along_curve(arms)
+    drawn = [arm for arm in arms if is_along_curve(arm, kind)]
     found = {}
     for measure, scale in (("auroc", 1.0), (AIM, 100.0)):
         found[measure] = [
-            _series(name, some, measure, scale) for name, some in ((_ALONE, alone), (_WITH, drawn)) if some
+            _series(name, some, measure, scale) for name, some in ((_ALONE, alone), (f"+ {kind}", drawn)) if some
         ]
     return found
 
@@ -155,7 +155,7 @@ def _series(name: str, arms: Sequence[Entry], measure: str, scale: float) -> Ser
 def _curve_panels(curves: dict[str, list[Series]], seeds: int) -> list[str]:
     left = _RIGHT + 44
     body, x = [], float(left)
-    for name in (_ALONE, _WITH):
+    for name in dict.fromkeys(one.name for some in curves.values() for one in some):
         body.append(f'<path d="M{x:g},50h30" {_stroke(name)}/>')
         body.append(f'<text x="{x + 38:g}" y="54">{name}</text>')
         x += 136
@@ -195,7 +195,7 @@ def _panel(chart: LineChart, title: str) -> list[str]:
     body.append(f'<path d="M{f.left:g},{f.bottom:g}H{f.right:g}" stroke="#8b95a3"/>')
     body.append(f'<text x="{f.right:g}" y="{f.bottom + 33:g}" text-anchor="end">real NG in training</text>')
     for curve in chart.curves:
-        colour = _COLOURS[curve.name]
+        colour = _colour(curve.name)
         if curve.band:
             body.append(f'<path d="{curve.band}" fill="{colour}" fill-opacity=".15"/>')
         if curve.path:
@@ -209,5 +209,12 @@ def _panel(chart: LineChart, title: str) -> list[str]:
 
 
 def _stroke(name: str) -> str:
-    dashes = f' stroke-dasharray="{_DASHES[name]}"' if name in _DASHES else ""
-    return f'fill="none" stroke="{_COLOURS[name]}" stroke-width="2.2" stroke-linejoin="round"{dashes}'
+    dashes = ' stroke-dasharray="6 4"' if name == _ALONE else ""
+    return f'fill="none" stroke="{_colour(name)}" stroke-width="2.2" stroke-linejoin="round"{dashes}'
+
+
+def _colour(name: str) -> str:
+    """Of a curve, as of the dots of its kind."""
+    if name == _ALONE:
+        return _REAL
+    return _GAN if "GAN" in name else _BASELINE

@@ -19,9 +19,10 @@ from kizu.training.bench.scarce_figures import MEASURES
 from kizu.training.bench.scarce_findings import (
     AIM,
     Entry,
+    along_curve,
     by_name,
     findings,
-    is_placed_on_curve,
+    is_along_curve,
     points,
     rivals,
     signed,
@@ -110,10 +111,11 @@ def _in_short(result: dict[str, Any]) -> list[str]:
 
 
 def _arms(arms: Sequence[Entry]) -> list[str]:
+    over_half = any(HALF in arm["gains"] for arm in arms)
     columns = (
         "arm", "OK", "NG", "synthetic", "AUROC",
         *(f"specificity at FNR {100 * float(target):g} %" for target in TARGETS),
-        "gain over half at FNR 1 %", "seconds",
+        *(["gain over half at FNR 1 %"] if over_half else []), "seconds",
     )  # fmt: skip
     rows = [
         (
@@ -121,7 +123,7 @@ def _arms(arms: Sequence[Entry]) -> list[str]:
             *(str(arm[key]) for key in ("n_ok", "n_ng", "synthetic_ng")),
             _mean(arm["measures"]["auroc"]),
             *(_specificity(arm, target) for target in TARGETS),
-            points(arm["gains"][HALF][AIM]) if HALF in arm["gains"] else "–",
+            *([points(arm["gains"][HALF][AIM]) if HALF in arm["gains"] else "–"] if over_half else []),
             f"{'≥ ' if arm['interrupted'] else ''}{arm['seconds']:.0f}",
         )
         for arm in arms
@@ -175,9 +177,9 @@ def _curve(arms: Sequence[Entry]) -> list[str]:
     plain = [arm for arm in arms if arm["ng_share"] < 1.0 and arm["against"] is None]
     if not plain:
         return []
-    rows = []
+    kind, rows = along_curve(arms), []
     for arm in sorted(plain, key=lambda arm: arm["ng_share"]) + [a for a in [by_name(arms, ALL)] if a]:
-        other = next((a for a in arms if a["against"] == arm["arm"] and is_placed_on_curve(a)), None)
+        other = next((a for a in arms if a["against"] == arm["arm"] and is_along_curve(a, kind)), None)
         row = [f"{100 * arm['ng_share']:g} %", str(arm["n_ng"])]
         for measure, told in (("auroc", signed), (AIM, points)):
             scale = 1 if measure == "auroc" else 100
@@ -185,31 +187,32 @@ def _curve(arms: Sequence[Entry]) -> list[str]:
             row.append(_mean(other["measures"][measure], scale) if other else "–")
             row.append(told(other["gains"][arm["arm"]][measure]) if other else "–")
         rows.append(row)
-    columns = ("of the NG", "NG", "AUROC, real alone", "+ GAN placed", "gain",
-               "specificity at FNR 1 %, real alone", "+ GAN placed", "gain")  # fmt: skip
+    columns = ("of the NG", "NG", "AUROC, real alone", f"+ {kind}", "gain",
+               "specificity at FNR 1 %, real alone", f"+ {kind}", "gain")  # fmt: skip
     return _section(
         "The curve over the number of NG", "All OK images of the train split, and so much of its NG.", columns, rows
     )
 
 
 def _rivals(arms: Sequence[Entry]) -> list[str]:
+    kind, held = along_curve(arms), rivals(arms)
+    of_shares = [arm for arm in arms if arm["ng_share"] < 1.0 and arm["against"] and not is_along_curve(arm, kind)]
+    shown = [arm for arm in arms if arm in held or arm in of_shares]
+    if not shown:
+        return []
+    against_gan = any(placed_name(arm["against"]) in arm["gains"] for arm in shown)
     rows = []
-    of_shares = [arm for arm in arms if arm["ng_share"] < 1.0 and arm["against"] and not is_placed_on_curve(arm)]
-    held = rivals(arms)
-    for arm in [arm for arm in arms if arm in held or arm in of_shares]:
+    for arm in shown:
         row = [arm["arm"], str(arm["n_ng"])]
         for measure, told in (("auroc", signed), (AIM, points)):
             row.append(_mean(arm["measures"][measure], 1 if measure == "auroc" else 100))
-            for other in (arm["against"], placed_name(arm["against"])):
+            for other in (arm["against"], *([placed_name(arm["against"])] if against_gan else [])):
                 row.append(told(arm["gains"][other][measure]) if other in arm["gains"] else "–")
         rows.append(row)
-    if not rows:
-        return []
-    columns = ("arm", "NG", "AUROC", "over real alone", "over GAN placed",
-               "specificity at FNR 1 %", "over real alone", "over GAN placed")  # fmt: skip
-    return _section(
-        "Other synthetic NG, against the GAN's placed defects", "On the same data, in their place.", columns, rows
-    )
+    over = ["over real alone", *(["over GAN placed"] if against_gan else [])]
+    columns = ("arm", "NG", "AUROC", *over, "specificity at FNR 1 %", *over)
+    title = "Other synthetic NG" + (", against the GAN's placed defects" if against_gan else "")
+    return _section(title, "On the same data, in their place.", columns, rows)
 
 
 def _what_ran(result: dict[str, Any]) -> list[str]:

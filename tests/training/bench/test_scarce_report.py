@@ -287,3 +287,29 @@ def test_the_page_and_its_picture_are_written_beside_each_other(tmp_path):
     write_report(result(), tmp_path / "pages" / "scarce.md")
     assert (tmp_path / "pages" / "scarce.md").read_text() == render_markdown(result())
     assert (tmp_path / "pages" / "scarce" / "arms.svg").read_text() == render_svg(result())
+
+
+def test_without_a_gan_the_curve_is_drawn_with_what_was_run_most():
+    means = {
+        "all": 0.9,
+        "1 % of the NG": 0.4,
+        "1 % of the NG + cutpaste": 0.5,
+        "1 % of the NG + perlin": 0.45,
+        "5 % of the NG": 0.6,
+        "5 % of the NG + cutpaste": 0.7,
+        "all + cutpaste": 0.91,
+    }
+    page = render_markdown(result(means))
+    curve = page.split("## The curve")[1].split("##")[0]
+    assert "| AUROC, real alone | + cutpaste | gain |" in curve
+    assert "| 100 % | 400 |" in curve, "all of the NG are its end"
+    assert curve.count(" – ") == 0
+    rest = page.split("## Other synthetic NG")[1].split("##")[0]
+    assert "1 % of the NG + perlin" in rest
+    assert "cutpaste" not in rest
+    assert "gain over half" not in page
+    told = sentence(arms_of(means), "Cutpaste along the curve, AUROC")
+    assert "better at 1 %, 5 %, 100 % of the NG." in told
+    picture = render_svg(result(means))
+    assert "+ cutpaste" in picture
+    assert "+ GAN placed" not in picture
