@@ -29,8 +29,6 @@ from kizu.training.bench.scarce_findings import (
 )
 from kizu.training.bench.scarce_plot import render_svg
 
-PICTURES = "scarce"
-"""Folder of the plot, beside the page."""
 PICTURE = "arms.svg"
 TARGETS = tuple(str(measure) for measure in MEASURES if measure != "auroc")
 MARK = "†"
@@ -58,8 +56,13 @@ HOW_TO_READ = [
 ]
 
 
-def render_markdown(result: dict[str, Any]) -> str:
-    """The page; contains no path and no host name, as long as `result` has none."""
+def render_markdown(result: dict[str, Any], pictures: str = "scarce") -> str:
+    """The page; contains no path and no host name, as long as `result` has none.
+
+    Args:
+        result: of the benchmark.
+        pictures: folder of the plot, beside the page.
+    """
     arms: list[Entry] = result["arms"]
     table = [arm for arm in arms if arm["ng_share"] == 1.0 and not is_remedy(arm["arm"])]
     remedies = [arm for arm in arms if is_remedy(arm["arm"])]
@@ -70,7 +73,7 @@ def render_markdown(result: dict[str, Any]) -> str:
         "",
         *(f"- {sentence}" for sentence in findings(arms)),
         "",
-        f"![Specificity of each arm, and the curve over the number of NG]({PICTURES}/{PICTURE})",
+        f"![Specificity of each arm, and the curve over the number of NG]({pictures}/{PICTURE})",
         "",
         "## Arms",
         "",
@@ -87,10 +90,10 @@ def render_markdown(result: dict[str, Any]) -> str:
 
 
 def write_report(result: dict[str, Any], page: Path) -> None:
-    """Write the page, and beside it a folder `scarce` with the plot."""
-    pictures = page.parent / PICTURES
+    """Write the page, and beside it a folder of its name with the plot."""
+    pictures = page.parent / (page.stem if page.suffix else f"{page.name}-pictures")
     pictures.mkdir(parents=True, exist_ok=True)
-    page.write_text(render_markdown(result), encoding="utf-8")
+    page.write_text(render_markdown(result, pictures.name), encoding="utf-8")
     (pictures / PICTURE).write_text(render_svg(result), encoding="utf-8")
 
 

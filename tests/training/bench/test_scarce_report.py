@@ -287,6 +287,10 @@ def test_the_page_and_its_picture_are_written_beside_each_other(tmp_path):
     write_report(result(), tmp_path / "pages" / "scarce.md")
     assert (tmp_path / "pages" / "scarce.md").read_text() == render_markdown(result())
     assert (tmp_path / "pages" / "scarce" / "arms.svg").read_text() == render_svg(result())
+    for name, folder in (("cells.md", "cells"), ("plain", "plain-pictures")):
+        write_report(result(), tmp_path / "pages" / name)
+        assert f"({folder}/arms.svg)" in (tmp_path / "pages" / name).read_text()
+        assert (tmp_path / "pages" / folder / "arms.svg").exists(), "pages side by side keep their own"
 
 
 def test_without_a_gan_the_curve_is_drawn_with_what_was_run_most():
