@@ -160,8 +160,8 @@ ADDITIONS: dict[str, dict[str, Any]] = {
     "GAN whole": {"placed": False},
     GAN_PLACED: {"placed": True, "crop": CROP},
 }
-OK_ALONE = ("ganomaly", "fanogan", "draem", "memory")
-"""Detectors that learn from OK parts alone: what the others must beat."""
+OK_ALONE = {"ganomaly": False, "fanogan": False, "draem": True, "memory": False}
+"""Detectors that learn from OK parts alone, which the others must beat, and whether `[augment]` is for them."""
 SHAPE = ("backbone", "features", "stem_stride", "halvings", "blocks", "views", "dense_weight")
 """Options that the detectors which learn from NG share."""
 MAIN = 11
@@ -277,9 +277,15 @@ def recipe_of(
             "seed": seed,
             "detector": tuple(detectors),
             "generator": _generator_of(arm, recipe),
-            "augment": _stronger(recipe.augment or AugmentSection()) if arm.strong else recipe.augment,
+            "augment": _augment_of(arm, recipe),
         }
     )
+
+
+def _augment_of(arm: Arm, recipe: Recipe) -> AugmentSection | None:
+    if arm.ok_alone and not OK_ALONE[arm.detector["kind"]]:
+        return None
+    return _stronger(recipe.augment or AugmentSection()) if arm.strong else recipe.augment
 
 
 def _stronger(augment: AugmentSection) -> AugmentSection:

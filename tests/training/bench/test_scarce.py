@@ -21,6 +21,7 @@ from kizu.training.bench.scarce_figures import summary
 from kizu.training.data.manifest import NG, OK, Manifest, Row
 from kizu.training.data.render import render_boards
 from kizu.training.data.splits import Splits, assign_splits
+from kizu.training.detectors import create_detector
 from kizu.training.generators import check_keys
 from kizu.training.generators.trained import FILE as TRAINED_FILE
 from kizu.training.recipe import AugmentSection, Recipe, parse_recipe
@@ -90,6 +91,15 @@ def test_a_detector_on_ok_alone_is_one_however_many_the_recipe_names():
     [section] = recipe_of(arms["draem on OK alone"], several, 0, ROWS, ROWS, 4).detector
     assert (section.kind, section.preset, section.epochs, section.options) == ("draem", "small", 4, {})
     assert len(recipe_of(arms["all"], several, 0, ROWS, ROWS).detector) == 3
+
+
+@pytest.mark.parametrize("arm", [arm for arm in known_arms(()) if arm.ok_alone], ids=lambda arm: arm.name)
+def test_augmentation_is_left_out_where_a_detector_on_ok_alone_takes_none(arm):
+    mine = recipe(augment={"flip_vertical": True}, image={"size": 32, "channels": 1})
+    own = recipe_of(arm, mine, 0, ROWS, ROWS, 1)
+    method = create_detector(own.image.geometry, own.detector[0], own.augment, defects=[])
+    assert (own.augment == mine.augment) == (method.augment is not None)
+    assert (own.augment is None) == (method.augment is None)
 
 
 def test_classic_augmentation_is_never_weaker_than_the_recipes():
