@@ -219,12 +219,17 @@ def _settle(threshold: np.float32, scores: NDArray[np.float32], tolerance: float
     return np.float32(threshold - tolerance * _size(threshold, scores))
 
 
-def _size(value: np.float32, scores: NDArray[np.float32]) -> float:
-    """What a tolerance is relative to: |value|, or the scores' median size where that is larger.
+def median_size(scores: NDArray[np.float32]) -> float:
+    """What differences are relative to where a score is smaller: median |s|, or 0 for no scores.
 
-    A logit or a rank may be zero, but its rounding is not.
+    A logit or a rank may be 0, but its rounding is not.
     """
-    return max(abs(float(value)), float(np.median(np.abs(scores))) if scores.size else 0.0)
+    return float(np.median(np.abs(scores))) if scores.size else 0.0
+
+
+def _size(value: np.float32, scores: NDArray[np.float32]) -> float:
+    """What a tolerance is relative to."""
+    return max(abs(float(value)), median_size(scores))
 
 
 def _finite(scores: ArrayLike, label: str) -> NDArray[np.float32]:

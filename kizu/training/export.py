@@ -25,7 +25,7 @@ from torch.export import Dim
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry, Parity
 from kizu.models.inspector import Inspector
-from kizu.models.operating_point import OperatingPoint
+from kizu.models.operating_point import OperatingPoint, median_size
 
 OPSET = 20
 RELATIVE_TOLERANCE = 1e-4
@@ -116,7 +116,9 @@ class ParityCheck:
         ]
         parity = Parity(
             images=len(exported),
-            score=float(np.max(np.abs(exported - expected) / np.maximum(np.abs(expected), _scale(expected)))),
+            score=float(
+                np.max(np.abs(exported - expected) / np.maximum(np.abs(expected), max(median_size(expected), 1e-12)))
+            ),
             heatmap=self._heatmap,
             verdicts_differing=len(differing),
         )
@@ -127,11 +129,6 @@ class ParityCheck:
                 "This is a fault in Kizu or in a library's new version, not in the data: please report it.",
             )
         return parity
-
-
-def _scale(scores: NDArray[np.float32]) -> float:
-    """What differences are relative to where a score is smaller: a logit or rank may be 0, but its rounding is not."""
-    return max(float(np.median(np.abs(scores))), 1e-12)
 
 
 def relative_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -193,31 +194,13 @@ class _Training:
         return self.run.recipe.seed + 1009 * place
 
     def _training_set(self, place: int, method: DetectorMethod, device: torch.device) -> TrainingSet:
-        run, processes, log = self.run, self.processes, self.log
-        section = run.recipe.detector[place]
+        run, section, seed = self.run, self.run.recipe.detector[place], self._seed(place)
+        where: dict[str, Any] = {"device": device, "processes": self.processes, "log": self.log}
         unlabelled = method.uses_unlabelled
         if method.sampling is None:
-            return ok_set(
-                run,
-                section,
-                self._seed(place),
-                unlabelled=unlabelled,
-                device=device,
-                processes=processes,
-                log=log,
-            )
+            return ok_set(run, section, seed, unlabelled=unlabelled, **where)
         drawn = Manifest.read(run.folder / SYNTHETIC_FOLDER) if run.recipe.generator is not None else None
-        return labelled_set(
-            run,
-            section,
-            method.sampling,
-            drawn,
-            self._seed(place),
-            unlabelled=unlabelled,
-            device=device,
-            processes=processes,
-            log=log,
-        )
+        return labelled_set(run, section, method.sampling, drawn, seed, unlabelled=unlabelled, **where)
 
 
 def _beside(section: DetectorSection, folder: Path) -> DetectorSection:
