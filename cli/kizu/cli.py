@@ -1,0 +1,66 @@
+"""`kizu`: the commands of the rooms that are installed, and one way to report a user's error."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from kizu.errors import UserError
+from kizu.version import __version__
+
+# room → (module with its `register(app)`, a package that only its extra brings)
+ROOMS = {"training": ("kizu.training.cli", "torch"), "service": ("kizu.service.cli", "fastapi")}
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def build_app() -> typer.Typer:
+    """The command tree; a room whose extra is missing is left out, and the help says how to install it."""
+    missing = [room for room, (_, package) in ROOMS.items() if importlib.util.find_spec(package) is None]
+    app = typer.Typer(
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        help="Automated optical inspection where good parts are plenty and defects scarce."
+        + "".join(f" (For the {room} commands: pip install 'kizu[{room}]'.)" for room in missing),
+    )
+
+    @app.callback()
+    def root(
+        version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    ) -> None:
+        del version
+
+    for room, (module, _) in ROOMS.items():
+        if room not in missing:
+            importlib.import_module(module).register(app)
+    if not missing:
+        importlib.import_module("kizu.demo").register(app)
+    return app
+
+
+def main() -> None:
+    """Entry point: a UserError becomes one clear message on stderr and its exit code."""
+    try:
+        build_app()()
+    except UserError as error:
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {_escaped(error.problem)}", highlight=False)
+        if error.remedy:
+            console.print(f"[bold]remedy:[/] {_escaped(error.remedy)}", highlight=False)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

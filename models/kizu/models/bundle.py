@@ -1,0 +1,290 @@
+"""A trained model as it ships: a folder with `model.onnx`, `bundle.json` and `report.html`.
+
+Notable here:
+- The graph takes `image: uint8[N, H, W, C]` and gives `score: float32[N]` and `heatmap: float32[N, h, w]`; N, H, W
+  and C (1 or 3) are free, and whatever happens to pixels happens inside.
+- Nothing is trusted: both files are hash-checked, the graph must be one file with standard operators only.
+- Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kizu import files
+from kizu.errors import UserError
+from kizu.models.operating_point import OperatingPoint
+from kizu.version import __version__
+
+SCHEMA_VERSION = 1
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "bundle.json"
+REPORT_FILE = "report.html"
+STANDARD_DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
+
+Device = Literal["auto", "cpu", "cuda"]
+
+ScoreFunction = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""uint8[N, H, W, C] → (score[N], heatmap[N, h, w]); higher is more NG."""
+
+logger = logging.getLogger(__name__)
+
+
+class BundleError(UserError):
+    """A bundle that is incomplete, corrupt, tampered with or from a newer Kizu."""
+
+
+class InputGeometry(BaseModel):
+    """What the graph expects of an image; all sizes in pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: int = Field(gt=0)
+    """Height the detector sees."""
+    width: int = Field(gt=0)
+    channels: Literal[1, 3]
+    tile: int | None = Field(default=None, gt=0)
+    """Side of the square tiles cut from the source; None: the whole image is resized to height × width."""
+    stride: int | None = Field(default=None, gt=0)
+
+    @property
+    def min_height(self) -> int:
+        """Smaller images are refused: there is nothing to cut a tile from, or detail would be invented."""
+        return self.tile or self.height
+
+    @property
+    def min_width(self) -> int:
+        return self.tile or self.width
+
+    def accepts(self, height: int, width: int) -> bool:
+        """Whether an image of this size can be inspected."""
+        return height >= self.min_height and width >= self.min_width
+
+
+class DatasetReference(BaseModel):
+    """Which images a model comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fingerprint: str
+    """SHA-256 over every row of the manifest with its image's content."""
+    split_fingerprint: str
+    """SHA-256 over which row went to which split."""
+    counts: dict[str, dict[str, int]]
+    """split → label (`OK`, `NG`, `unlabelled`) → images."""
+    synthetic_ng: int = 0
+
+
+class Parity(BaseModel):
+    """How far the exported graph strays from torch over the calibration split (relative to the largest value)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: int
+    score: float
+    heatmap: float
+    verdicts_differing: int
+
+
+class BundleManifest(BaseModel):
+    """`bundle.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    recipe: dict[str, Any]
+    geometry: InputGeometry
+    operating_point: OperatingPoint
+    dataset: DatasetReference
+    metrics: dict[str, Any]
+    parity: Parity
+    created_at: datetime
+    code_version: str = __version__
+    model_sha256: str
+
+    @property
+    def recipe_name(self) -> str:
+        return str(self.recipe["name"])
+
+
+class Session:
+    """A graph ready to score."""
+
+    def __init__(self, model: bytes, device: Device = "auto", threads: int = 0, spin: bool = True):
+        available = onnxruntime.get_available_providers()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device != "cpu" and "CUDAExecutionProvider" in available and _cuda_present():
+            if hasattr(onnxruntime, "preload_dlls"):
+                onnxruntime.preload_dlls()
+            # TF32 would move scores by 1e-3, and certified thresholds with them; an exhaustive search for convolution
+            # kernels would stall the first image of every new shape.
+            cuda = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+            providers.insert(0, ("CUDAExecutionProvider", cuda))
+        self._session = onnxruntime.InferenceSession(model, options, providers=providers)
+        self.provider: str = self._session.get_providers()[0]
+        if device == "cuda" and self.provider != "CUDAExecutionProvider":
+            raise UserError(
+                "CUDA was asked for, but ONNX Runtime cannot use it here.",
+                "Check the driver with nvidia-smi and that onnxruntime-gpu is installed, or choose --device cpu.",
+            )
+
+    def score(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """uint8[N, H, W, C] → (score[N], heatmap[N, h, w]); higher is more NG."""
+        score, heatmap = self._session.run(["score", "heatmap"], {"image": np.ascontiguousarray(images)})
+        return score, heatmap
+
+
+class Bundle:
+    """A verified bundle on disk."""
+
+    def __init__(self, path: Path, manifest: BundleManifest, model: bytes):
+        self.path = path
+        self.manifest = manifest
+        self._model = model
+
+    @classmethod
+    def read(cls, path: Path) -> Bundle:
+        """Read and verify.
+
+        Raises:
+            BundleError: a file is missing or damaged, a hash differs, the schema is newer, or the graph is not a
+                self-contained one with the inputs and outputs above.
+        """
+        for name in (MODEL_FILE, MANIFEST_FILE):
+            if not (path / name).is_file():
+                raise BundleError(
+                    f"{path / name} is missing, so {path} is not a bundle.",
+                    "Give the folder that `kizu train` wrote: RUN/bundle.",
+                )
+        manifest = parse_manifest((path / MANIFEST_FILE).read_bytes(), where=str(path / MANIFEST_FILE))
+        model = (path / MODEL_FILE).read_bytes()
+        verify_model(model, manifest, where=str(path / MODEL_FILE))
+        return cls(path, manifest, model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of `bundle.json`, and through the hash inside it of the whole bundle."""
+        return hashlib.sha256((self.path / MANIFEST_FILE).read_bytes()).hexdigest()
+
+    @property
+    def report(self) -> Path:
+        return self.path / REPORT_FILE
+
+    def open(self, device: Device = "auto", threads: int = 0, spin: bool = True) -> Session:
+        """Start scoring. CUDA where there is one, else the CPU; `threads` 0 means all cores.
+
+        Without `spin`, threads sleep between images instead of keeping cores from others, at a little latency.
+        """
+        return Session(self._model, device, threads, spin)
+
+
+def write_bundle(path: Path, model: bytes, manifest: BundleManifest, report_html: str) -> Bundle:
+    """Write a bundle folder; `bundle.json`, written last and atomically, makes it one."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / MANIFEST_FILE).unlink(missing_ok=True)
+    files.write_bytes(path / MODEL_FILE, model)
+    files.write_text(path / REPORT_FILE, report_html)
+    files.write_bytes(path / MANIFEST_FILE, serialise_manifest(manifest))
+    return Bundle.read(path)
+
+
+def new_manifest(model: bytes, **fields: Any) -> BundleManifest:
+    """A manifest for `model`, dated now, with the model's hash."""
+    return BundleManifest(model_sha256=hashlib.sha256(model).hexdigest(), created_at=datetime.now(UTC), **fields)
+
+
+def serialise_manifest(manifest: BundleManifest) -> bytes:
+    """JSON with a digest of itself, so that damage to a threshold is noticed as surely as damage to the graph."""
+    content = manifest.model_dump(mode="json")
+    return json.dumps(content | {"digest": _digest(content)}, indent=2, allow_nan=False, ensure_ascii=False).encode()
+
+
+def parse_manifest(data: bytes, where: str) -> BundleManifest:
+    """Parse and verify `bundle.json`; raises BundleError."""
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise BundleError(f"{where} is not JSON: {error}", "Export the bundle again.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("schema_version"), int):
+        raise BundleError(f"{where} has no schema version.", "Export the bundle again.")
+    if content["schema_version"] > SCHEMA_VERSION:
+        raise BundleError(
+            f"{where} has schema {content['schema_version']}; this Kizu reads up to {SCHEMA_VERSION}.",
+            "Update Kizu on this machine.",
+        )
+    digest = content.pop("digest", None)
+    if digest != _digest(content):
+        raise BundleError(f"{where} was changed or damaged: its digest does not match.", "Export the bundle again.")
+    try:
+        return BundleManifest.model_validate(content)
+    except ValidationError as error:
+        raise BundleError(f"{where} is not a valid bundle manifest: {error}", "Export the bundle again.") from error
+
+
+def verify_model(model: bytes, manifest: BundleManifest, where: str) -> None:
+    """Check hash, self-containment, operators, inputs and outputs; raises BundleError."""
+    remedy = "Export the bundle again; do not edit its files."
+    if hashlib.sha256(model).hexdigest() != manifest.model_sha256:
+        raise BundleError(f"{where} was changed or damaged: its SHA-256 does not match bundle.json.", remedy)
+    try:
+        graph = onnx.load_model_from_string(model)
+    except Exception as error:
+        raise BundleError(f"{where} is not an ONNX model: {error}", remedy) from error
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(graph.graph)):
+        raise BundleError(f"{where} refers to external data; a bundle must be one file.", remedy)
+    domains = {node.domain for node in _nodes(graph.graph)} | {opset.domain for opset in graph.opset_import}
+    local = {function.domain for function in graph.functions}
+    if foreign := domains - STANDARD_DOMAINS - local:
+        raise BundleError(f"{where} uses operators outside the ONNX standard: {', '.join(sorted(foreign))}.", remedy)
+    names = [i.name for i in graph.graph.input], [o.name for o in graph.graph.output]
+    if names != (["image"], ["score", "heatmap"]):
+        raise BundleError(f"{where} must map image to score and heatmap, not {names[0]} to {names[1]}.", remedy)
+
+
+def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        for attribute in node.attribute:
+            for inner in [*attribute.graphs, attribute.g]:
+                nodes.extend(_nodes(inner))
+    return nodes
+
+
+def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    tensors = list(graph.initializer)
+    for sparse in graph.sparse_initializer:
+        tensors += [sparse.values, sparse.indices]
+    for node in _nodes(graph):
+        for attribute in node.attribute:
+            tensors += [attribute.t, *attribute.tensors]
+            for inner in [*attribute.graphs, attribute.g]:
+                tensors.extend(inner.initializer)
+    return tensors
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _cuda_present() -> bool:
+    return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists() or os.name == "nt"

@@ -1,0 +1,132 @@
+"""The application: its parts, its life, its routes.
+
+Start it with `kizu serve`, or under another ASGI server as the factory `kizu.service.app:create_app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi_swagger import patch_fastapi
+
+from kizu.errors import UserError
+from kizu.service import problems
+from kizu.service.body_limit import BodyLimitMiddleware
+from kizu.service.context import ServiceContext
+from kizu.service.health import endpoints as health
+from kizu.service.inference.runtime import Runtime
+from kizu.service.inspections import endpoints as inspections
+from kizu.service.inspections import repository
+from kizu.service.inspections.service import Inspector
+from kizu.service.quality import endpoints as quality
+from kizu.service.registry import endpoints as registry
+from kizu.service.registry.service import remove_leftovers
+from kizu.service.reviews import endpoints as reviews
+from kizu.service.settings import MIB, Settings
+from kizu.service.storage import schema
+from kizu.service.storage.blobs import LocalBlobStore
+from kizu.service.storage.database import Database
+from kizu.service.storage.secrets import secret
+from kizu.service.storage.writer import GroupCommitWriter
+from kizu.version import __version__
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The ASGI application; settings come from the environment unless given."""
+    settings = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            async with _running(settings) as context:
+                app.state.context = context
+                yield
+        except UserError as error:
+            # uvicorn only says that something failed; whoever started it can tell what.
+            app.state.failure = error
+            raise
+
+    app = FastAPI(
+        title="Kizu",
+        version=__version__,
+        summary="Automated optical inspection where good parts are plenty and defects scarce.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    # A factory has no internet: the API's pages come from here, not from a content delivery network.
+    patch_fastapi(app, redirect_from_root_to_docs=False)
+    limits = {
+        ("POST", "/v1/inspections"): settings.max_body_bytes,
+        ("POST", "/v1/models"): settings.max_bundle_bytes,
+    }
+    app.add_middleware(BodyLimitMiddleware, limit_of=lambda method, path: limits.get((method, path), MIB))
+    problems.install(app)
+    for part in (inspections, reviews, quality, registry, health):
+        app.include_router(part.router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _running(settings: Settings) -> AsyncIterator[ServiceContext]:
+    """Open everything in the order of dependence; close it in the other, so that what was begun is committed."""
+    database = Database(settings.resolved_database_url())
+    try:
+        await asyncio.to_thread(schema.upgrade, database)
+        blobs = LocalBlobStore(settings.blob_dir())
+        lock = await asyncio.to_thread(blobs.open_shared, lambda: clean_up(database, blobs))
+        await asyncio.to_thread(remove_leftovers, settings.bundle_dir())
+        writer = GroupCommitWriter(database)
+        runtime = Runtime(database, settings)
+        inspector = Inspector(settings, database, writer, blobs, runtime)
+        inspector.use_audit_key(await asyncio.to_thread(secret, database, "audit"))
+        await runtime.preload()
+        try:
+            yield ServiceContext(settings, database, blobs, runtime, inspector)
+        finally:
+            await runtime.close()
+            inspector.close()
+            await asyncio.to_thread(writer.close)
+            lock.release()
+    finally:
+        database.close()
+
+
+def clean_up(database: Database, blobs: LocalBlobStore) -> None:
+    """Remove what a crash left half-done; only while no process serves from this database and store."""
+
+    def referenced(keys: list[str]) -> set[str]:
+        with database.reading() as session:
+            return repository.with_images(session, keys)
+
+    removed = blobs.remove_unreferenced(referenced)
+    with database.writing() as session:
+        repository.release_all(session)
+    if removed:
+        logger.info("removed %d images of inspections that were never answered", removed)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        schemas = document["components"]["schemas"]
+        schemas["Problem"] = problems.ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                # FastAPI documents its own shape of validation errors, which `problems` replaces.
+                if "422" in operation["responses"]:
+                    operation["responses"]["422"] = problems.responses(422)[422]
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        app.openapi_schema = document
+    return app.openapi_schema

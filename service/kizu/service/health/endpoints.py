@@ -1,0 +1,70 @@
+"""`/healthz` and `/readyz`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from kizu.errors import UserError
+from kizu.service.context import Context
+from kizu.service.problems import Problem, responses
+from kizu.service.storage import schema
+from kizu.version import __version__
+
+router = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+    version: str = __version__
+
+
+class RecipeState(BaseModel):
+    recipe: str
+    champion: str | None = Field(description="Id of the model that decides; null: none was promoted.")
+    state: Literal["loaded", "unusable", "no champion"]
+    provider: str | None = Field(description="What ONNX Runtime computes with.")
+    problem: str | None
+
+
+class Readiness(BaseModel):
+    status: Literal["ready"] = "ready"
+    schema_version: str
+    recipes: list[RecipeState]
+
+
+@router.get("/healthz", summary="Is the process alive?")
+async def get_health() -> Health:
+    """Says nothing about whether it can serve; see `/readyz`."""
+    return Health()
+
+
+@router.get("/readyz", summary="Can it serve?", responses=responses(503))
+async def get_readiness(context: Context) -> Readiness:
+    """200 while inspections can be served; 503 while draining, without its database, or with no usable champion.
+
+    Recipes whose champion is unusable are listed with the reason; the others are not affected.
+    """
+    if context.draining:
+        raise Problem(503, "draining", "The service is shutting down; what it has begun it will finish.")
+    version = await asyncio.to_thread(schema.current, context.database)
+    if version != schema.head():
+        raise Problem(503, "schema-mismatch", f"The database has schema {version}, not {schema.head()}.")
+    recipes = [await _state(context, *item) for item in sorted((await context.runtime.champions()).items())]
+    if any(recipe.state == "unusable" for recipe in recipes) and all(r.state != "loaded" for r in recipes):
+        problems = " ".join(recipe.problem for recipe in recipes if recipe.problem)
+        raise Problem(503, "no-usable-model", problems, extra={"recipes": [r.model_dump() for r in recipes]})
+    return Readiness(schema_version=version, recipes=recipes)
+
+
+async def _state(context: Context, recipe: str, champion: str | None) -> RecipeState:
+    if champion is None:
+        return RecipeState(recipe=recipe, champion=None, state="no champion", provider=None, problem=None)
+    try:
+        loaded = await context.runtime.version(champion)
+    except UserError as error:
+        return RecipeState(recipe=recipe, champion=champion, state="unusable", provider=None, problem=error.problem)
+    return RecipeState(recipe=recipe, champion=champion, state="loaded", provider=loaded.provider, problem=None)

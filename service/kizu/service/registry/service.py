@@ -1,0 +1,198 @@
+"""Adding, promoting, rolling back and retiring models; the API and the CLI both come through here.
+
+Notable here:
+- A bundle is copied, then the copy is verified and made to score, and only then does a row name it: what is in the
+  registry can be served.
+- Promotions are a history that is only added to. Rolling back walks it like a stack, so two rollbacks in a row go
+  back two champions.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from kizu import files
+from kizu.errors import UserError
+from kizu.models.bundle import MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Bundle, BundleError, Device
+from kizu.service.problems import Problem
+from kizu.service.registry import repository
+from kizu.service.registry.tables import Model, Recipe
+from kizu.service.storage.database import Database
+
+TEMPORARY = ".adding-"
+_STALE_AFTER_S = 3600
+
+
+def add(database: Database, folder: Path, source: Path, device: Device = "auto") -> tuple[Model, bool]:
+    """Register the bundle at `source`; (model, whether it is new).
+
+    Adding a bundle that is registered already gives that model; it repairs its files and ends its retirement.
+
+    Args:
+        folder: where registered bundles are kept.
+
+    Raises:
+        BundleError: the bundle is incomplete, corrupt or tampered with, or does not score as it must.
+    """
+    bundle = Bundle.read(source)
+    try_out(bundle, device)
+    model_id = bundle.fingerprint[:16]
+    _copy(bundle, folder, model_id)
+    recipe_name = bundle.manifest.recipe_name
+    with database.writing() as session:
+        repository.ensure_recipe(session, recipe_name)
+        known = repository.model_with_fingerprint(session, bundle.fingerprint)
+        if known is not None:
+            known.retired_at = None
+            return known, False
+        manifest = bundle.manifest.model_dump(mode="json")
+        added = repository.add_model(
+            session, model_id=model_id, recipe=recipe_name, fingerprint=bundle.fingerprint, manifest=manifest
+        )
+        return added, True
+
+
+def promote(database: Database, model_id: str) -> Model:
+    """Make a model the champion of its recipe; nothing happens if it is."""
+    with database.writing() as session:
+        model, recipe = _held_model(session, model_id)
+        if model.retired_at is not None:
+            raise Problem(409, "model-retired", f"{model.name} is retired.", "Add its bundle again to bring it back.")
+        if recipe.champion_id != model.id:
+            repository.set_champion(session, recipe, model.id, "promote")
+        return model
+
+
+def rollback(database: Database, recipe_name: str) -> Model:
+    """Make the champion before the present one champion again."""
+    with database.writing() as session:
+        recipe = repository.lock_recipe(session, recipe_name)
+        if recipe is None:
+            raise unknown_recipe(recipe_name)
+        stack: list[str] = []
+        for promotion in repository.promotions(session, recipe_name):
+            if promotion.action == "promote":
+                stack.append(promotion.model_id)
+            else:
+                del stack[len(stack) - 1 - stack[::-1].index(promotion.model_id) + 1 :]
+        for candidate in reversed(stack[:-1]):
+            model = _model(session, candidate)
+            if model.retired_at is None and candidate != recipe.champion_id:
+                repository.set_champion(session, recipe, candidate, "rollback")
+                return model
+        raise Problem(409, "nothing-to-roll-back-to", f"No earlier champion of {recipe_name} is left.")
+
+
+def retire(database: Database, model_id: str) -> Model:
+    """Take a model out of use; a champion must be replaced first."""
+    with database.writing() as session:
+        model, recipe = _held_model(session, model_id)
+        if recipe.champion_id == model.id:
+            problem = f"{model.name} is the champion of {recipe.name}."
+            raise Problem(409, "model-is-champion", problem, "Promote another version first.")
+        model.retired_at = model.retired_at or datetime.now(UTC)
+        return model
+
+
+def status_of(model: Model, champion_id: str | None) -> str:
+    """`champion`, `challenger` or `retired`."""
+    if model.id == champion_id:
+        return "champion"
+    return "challenger" if model.retired_at is None else "retired"
+
+
+def unknown_recipe(name: str) -> Problem:
+    """The answer where no model was ever added for a recipe."""
+    return Problem(404, "unknown-recipe", f"There is no recipe {name}.", "Add a model for it: kizu models add BUNDLE.")
+
+
+def unknown_model(model_id: str) -> Problem:
+    """The answer where no model has this id."""
+    return Problem(404, "unknown-model", f"There is no model {model_id}.", "List them with kizu models list.")
+
+
+def try_out(bundle: Bundle, device: Device = "auto") -> None:
+    """Score two made-up images in grey and in colour; raises BundleError if the outputs are not what they must be."""
+    geometry = bundle.manifest.geometry
+    remedy = "Export the bundle again with this version of Kizu."
+    rng = np.random.default_rng(0)
+    try:
+        session = bundle.open(device)
+        for channels in (1, 3):
+            shape = (2, geometry.min_height, geometry.min_width, channels)
+            score, heatmap = session.score(rng.integers(0, 256, shape, dtype=np.uint8))
+            if score.shape != (2,) or heatmap.ndim != 3 or len(heatmap) != 2:
+                found = f"score{list(score.shape)} and heatmap{list(heatmap.shape)}"
+                raise BundleError(
+                    f"{bundle.path} answers two images with {found}, not score[2], heatmap[2, h, w].", remedy
+                )
+    except UserError:
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions have no common base but this
+        raise BundleError(f"{bundle.path} cannot score an image: {error}", remedy) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed `add` left behind, once it is old enough to be nobody's work."""
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        if time.time() - leftover.stat().st_mtime > _STALE_AFTER_S:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _model(session: Session, model_id: str) -> Model:
+    model = repository.model(session, model_id)
+    if model is None:
+        raise unknown_model(model_id)
+    return model
+
+
+def _held_model(session: Session, model_id: str) -> tuple[Model, Recipe]:
+    model = _model(session, model_id)
+    recipe = repository.lock_recipe(session, model.recipe)
+    assert recipe is not None
+    # Somebody may have retired it while we waited for the recipe.
+    session.refresh(model)
+    return model, recipe
+
+
+def _copy(bundle: Bundle, folder: Path, model_id: str) -> None:
+    destination = folder / model_id
+    if _is_intact(destination, bundle.fingerprint):
+        return
+    temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+    temporary.mkdir(parents=True)
+    try:
+        for name in (MODEL_FILE, REPORT_FILE, MANIFEST_FILE):
+            if (bundle.path / name).is_file():
+                _copy_durably(bundle.path / name, temporary / name)
+        if not _is_intact(temporary, bundle.fingerprint):
+            raise BundleError(f"{bundle.path} changed while it was copied.", "Add it again.")
+        if destination.exists():
+            destination.rename(folder / f"{TEMPORARY}{uuid.uuid4().hex}")
+        temporary.rename(destination)
+    except OSError:
+        # Another process may have put the same bundle there at the same moment.
+        if not _is_intact(destination, bundle.fingerprint):
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    files.sync_folder(folder)
+
+
+def _is_intact(path: Path, fingerprint: str) -> bool:
+    try:
+        return Bundle.read(path).fingerprint == fingerprint
+    except BundleError:
+        return False
+
+
+def _copy_durably(source: Path, destination: Path) -> None:
+    with source.open("rb") as reader, files.atomic_file(destination) as writer:
+        shutil.copyfileobj(reader, writer)

@@ -1,0 +1,175 @@
+"""A generator that has learned to draw defects: what a run keeps of it, and images on demand.
+
+Notable here:
+- An image is a function of weights, seed, class and ψ: each seed draws its own z and its own noise maps, whatever else
+  is in the batch.
+- One file, tensors and plain values only, read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kizu.errors import UserError
+from kizu.files import atomic_file
+from kizu.models.stylegan2 import Generator, StyleGAN2Config
+from kizu.training.data.loading import to_pixels
+from kizu.training.data.synthetic import Batch
+from kizu.training.priors import Prior, make_prior
+
+FILE = "generator.pt"
+FORMAT = 1
+NOISE = 1 << 31
+"""From an image's seed to that of its noise maps; far enough that no other image's z comes from it."""
+
+
+@dataclass
+class TrainedGenerator:
+    """The averaged generator with what is needed to use it."""
+
+    network: Generator
+    classes: list[str]
+    """Defect classes by number; of an unconditional one, all that it saw."""
+    counts: list[int]
+    """Training images of each class."""
+    prior: Prior
+    kind: str = "stylegan2-ada"
+    run: str = ""
+    """What tells this generator from others of its kind."""
+    conditional: bool = False
+
+    @property
+    def shape(self) -> StyleGAN2Config:
+        """Size, channels and width of the network."""
+        return self.network.config
+
+    def class_numbers(self, count: int, wanted: str | None = None) -> list[int]:
+        """The classes of `count` images: `wanted`, or as often as in training, evenly interleaved.
+
+        Raises:
+            UserError: the generator never saw the class, or cannot be asked for one.
+        """
+        if wanted is None:
+            return interleaved(self.counts, count) if self.conditional else [0] * count
+        if wanted not in self.classes:
+            raise UserError(
+                f"The generator never saw the defect class '{wanted}'.", f"It knows: {', '.join(self.classes)}."
+            )
+        if not self.conditional:
+            raise UserError(
+                f"The generator cannot be asked for '{wanted}': it was trained without classes.",
+                "Train with generator.conditional = true and at least two defect classes.",
+            )
+        return [self.classes.index(wanted)] * count
+
+    def name(self, number: int) -> str:
+        """The class of an image, `NG` where the generator does not tell classes apart."""
+        return self.classes[number] if self.conditional or len(self.classes) == 1 else "NG"
+
+    @torch.no_grad()
+    def images(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> Tensor:
+        """uint8 [N, C, H, W], one image for each seed and class number."""
+        device = next(self.network.parameters()).device
+        classes = torch.tensor(list(numbers), device=device) if self.conditional else None
+        made = self.network(
+            self.latents(seeds).to(device),
+            classes,
+            truncation=truncation,
+            noise=[torch.Generator().manual_seed(seed + NOISE) for seed in seeds],
+        )
+        return to_pixels(made).cpu()
+
+    def latents(self, seeds: Sequence[int]) -> Tensor:
+        """z [N, latent], each from its seed."""
+        with torch.random.fork_rng(devices=[]):
+            drawn = []
+            for seed in seeds:
+                torch.manual_seed(seed)
+                drawn.append(self.prior.sample(1, "cpu"))
+        return torch.cat(drawn)
+
+    def batches(
+        self, count: int, *, seed: int = 0, wanted: str | None = None, truncation: float = 1.0, size: int = 32
+    ) -> Iterator[Batch]:
+        """`count` images with their classes and seeds, seeds counting up from `seed`."""
+        numbers = self.class_numbers(count, wanted)
+        for start in range(0, count, size):
+            chunk = numbers[start : start + size]
+            seeds = list(range(seed + start, seed + start + len(chunk)))
+            yield self.draw(seeds, chunk, truncation)
+
+    def draw(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> Batch:
+        """One image for each seed and class number, without masks: where its defects are, a generator cannot tell."""
+        return Batch(self.images(seeds, numbers, truncation), [self.name(n) for n in numbers], list(seeds))
+
+    def save(self, folder: Path) -> Path:
+        """Write `generator.pt`, whole or not at all."""
+        path = folder / FILE
+        state: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "run": self.run,
+            "conditional": self.conditional,
+            "classes": self.classes,
+            "counts": self.counts,
+            "shape": dataclasses.asdict(self.shape),
+            "prior": self.prior.state(),
+            "network": {name: value.cpu() for name, value in self.network.state_dict().items()},
+        }
+        with atomic_file(path) as file:
+            torch.save(state, file)
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> TrainedGenerator:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: there is none, or it is damaged or from a newer Kizu.
+        """
+        path = folder / FILE
+        if not path.exists():
+            raise UserError(
+                f"{folder} holds no trained generator.",
+                "Give a run whose recipe has a [generator]; continue an unfinished one with kizu train … --resume.",
+            )
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if state["format"] != FORMAT:
+                raise UserError(f"{path} has format {state['format']}, not {FORMAT}.", "Update Kizu.")
+            shape = StyleGAN2Config(**state["shape"])
+            network = Generator(shape).to(memory_format=torch.channels_last)
+            network.load_state_dict(state["network"])
+            prior = make_prior_from_state(state["prior"], shape.latent)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{path} cannot be read: {error}", "Train the generator again.") from error
+        network.eval().requires_grad_(False)
+        values = {key: state[key] for key in ("classes", "counts", "kind", "run", "conditional")}
+        return cls(network=network, prior=prior, **values)
+
+
+def make_prior_from_state(state: dict[str, Any], latent: int) -> Prior:
+    """The prior that gave this state."""
+    return make_prior(state["kind"], latent, images=None, state=state)
+
+
+def interleaved(counts: Sequence[int], count: int) -> list[int]:
+    """Class numbers in proportion to `counts`: each next one goes to the class that is furthest behind its share."""
+    total = sum(counts)
+    given: Counter[int] = Counter()
+    order = []
+    for place in range(1, count + 1):
+        behind = max(range(len(counts)), key=lambda k: (counts[k] * place / total - given[k], -k))
+        given[behind] += 1
+        order.append(behind)
+    return order
