@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kizu.models.bundle import InputGeometry, Session
+from kizu.models.gaussian import gaussian_blur
 from kizu.models.inspector import Inspector
 from kizu.models.memory import (
     LEVELS,
@@ -17,7 +18,6 @@ from kizu.models.memory import (
     MemoryConfig,
     MemoryDetector,
     ResNetLevels,
-    smoothed,
     squared_distances,
 )
 from kizu.models.stylegan2 import PRESETS as STYLEGAN2
@@ -176,7 +176,7 @@ def test_blur_smooths_the_heatmap_alone():
     assert soft(x)[1].std() < sharp(x)[1].std()
     impulse = torch.zeros(1, 1, 31, 31)
     impulse[0, 0, 15, 15] = 1
-    found = smoothed(impulse, 2.0)
+    found = gaussian_blur(impulse, 2.0)
     assert found.sum().item() == pytest.approx(1)
     assert (found[0, 0, 15, 17] / found[0, 0, 15, 15]).item() == pytest.approx(math.exp(-0.5))
 

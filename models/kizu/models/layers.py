@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kizu.models.gaussian import gaussian_blur
+
 SLOPE = 0.2
 ROOT2 = math.sqrt(2)
 
@@ -38,13 +40,7 @@ def peak(heatmap: Tensor) -> Tensor:
     A defect of a few pixels hardly moves a mean over the image or its latent; it does move the highest value, which
     the blur (of one pixel at least) keeps from being one noisy pixel.
     """
-    sigma = max(1.0, min(heatmap.shape[2:]) / 64)
-    radius = math.ceil(3 * sigma)
-    offset = torch.arange(-radius, radius + 1, device=heatmap.device, dtype=heatmap.dtype)
-    weights = torch.exp(-0.5 * (offset / sigma) ** 2)
-    weights = weights / weights.sum()
-    smooth = F.pad(heatmap, (radius, radius, radius, radius), mode="replicate")
-    smooth = F.conv2d(F.conv2d(smooth, weights[None, None, None]), weights[None, None, :, None])
+    smooth = gaussian_blur(heatmap, max(1.0, min(heatmap.shape[2:]) / 64))
     return smooth.amax((1, 2, 3))
 
 

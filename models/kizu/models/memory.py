@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kizu.models.classifier import FINE_BELOW, ClassifierConfig, PlainBlock, ResNetBackbone
+from kizu.models.gaussian import gaussian_blur
 from kizu.models.layers import pad_to
 from kizu.models.stylegan2 import Discriminator
 
@@ -194,18 +195,6 @@ def squared_distances(points: Tensor, memory: Tensor, squares: Tensor) -> Tensor
     return (products + points.square().sum(1, keepdim=True)).clamp(min=0)
 
 
-def smoothed(heatmap: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of [N, 1, H, W] with its edges repeated; the identity for σ = 0."""
-    if not sigma:
-        return heatmap
-    radius = math.ceil(3 * sigma)
-    offset = torch.arange(-radius, radius + 1, device=heatmap.device, dtype=heatmap.dtype)
-    weights = torch.exp(-0.5 * (offset / sigma) ** 2)
-    weights = weights / weights.sum()
-    wide = F.pad(heatmap, (radius, radius, radius, radius), mode="replicate")
-    return F.conv2d(F.conv2d(wide, weights[None, None, None]), weights[None, None, :, None])
-
-
 class MemoryDetector(nn.Module):
     """The detector: places of an image, and the memory that they are compared with.
 
@@ -284,7 +273,7 @@ class MemoryDetector(nn.Module):
             score = score * self._loneliness(f, nearest, distance)
         heatmap = distance.reshape(-1, 1, rows, columns)
         heatmap = F.interpolate(heatmap, scale_factor=float(self.config.stride), mode="bilinear", align_corners=False)
-        return score, smoothed(heatmap[:, :, : x.shape[2], : x.shape[3]], self.config.blur)
+        return score, gaussian_blur(heatmap[:, :, : x.shape[2], : x.shape[3]], self.config.blur)
 
     def _nearest(self, f: Tensor) -> Tensor:
         """Which place of the memory is nearest: [M, D] → [M]; ‖f‖², the same for all, is left out."""

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kizu.models.gaussian import gaussian_kernel, separable_filter
+
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
 
@@ -96,18 +98,12 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         raise ValueError(f"images of {a.shape[2]}x{a.shape[3]} are smaller than the window")
     x, y = (a + 1) / 2, (b + 1) / 2
     count = a.shape[1]
-    moments = _windowed(torch.cat([x, y, x * x, y * y, x * y], 1))
-    mean_x, mean_y, square_x, square_y, product = moments.split(count, 1)
+    window = gaussian_kernel(SSIM_SIGMA, SSIM_RADIUS, like=x)
+    moments = separable_filter(torch.cat([x, y, x * x, y * y, x * y], 1), window)
+    mean_x, mean_y, square_x, square_y, product = torch.split(moments, count, 1)
     c1, c2 = SSIM_K1**2, SSIM_K2**2
     variances = square_x - mean_x.square() + square_y - mean_y.square()
     covariance = product - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
-    return (luminance * (2 * covariance + c2) / (variances + c2)).mean()
-
-
-def _windowed(x: Tensor) -> Tensor:
-    offset = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, device=x.device, dtype=x.dtype)
-    weights = torch.exp(-0.5 * (offset / SSIM_SIGMA) ** 2)
-    weights = (weights / weights.sum()).expand(x.shape[1], 1, 1, -1)
-    rows = F.conv2d(x, weights, groups=x.shape[1])
-    return F.conv2d(rows, weights.transpose(2, 3), groups=x.shape[1])
+    similarity: Tensor = luminance * (2 * covariance + c2) / (variances + c2)
+    return similarity.mean()
