@@ -13,7 +13,7 @@ from kizu.errors import UserError
 from kizu.models.bundle import Bundle
 from kizu.training.data.manifest import Manifest
 from kizu.training.data.splits import assign_splits
-from kizu.training.evaluation.evaluate import evaluate_bundle
+from kizu.training.evaluation.evaluate import choose_rows, evaluate_bundle, evaluate_rows
 from kizu.training.evaluation.report import OPTIMISTIC
 
 from .conftest import MakeData, brightness
@@ -23,15 +23,15 @@ MakeBundle = Callable[..., Bundle]
 
 def test_its_own_data_set_is_judged_by_the_test_split(make_data: MakeData, make_bundle: MakeBundle) -> None:
     manifest = make_data(20, 15)
-    progress: list[tuple[int, int]] = []
-    found = evaluate_bundle(
-        make_bundle(manifest), manifest, device="cpu", progress=lambda done, total: progress.append((done, total))
-    )
+    progress: list[int] = []
+    bundle = make_bundle(manifest)
+    chosen = choose_rows(bundle, manifest, "auto")
+    found = evaluate_rows(bundle, manifest, chosen, device="cpu", progress=progress.append)
     expected = assign_splits(manifest, 3).test
     assert {row.path for row in found.scored.rows} == {row.path for row in expected}
     assert found.evaluated == "test split"
     assert not any(note.startswith(OPTIMISTIC) for note in found.notes)
-    assert progress[-1] == (len(expected), len(expected))
+    assert sum(progress) == len(chosen.rows) == len(expected)
     for row, score in zip(found.scored.rows, found.scored.scores, strict=True):
         assert score == pytest.approx(brightness(manifest.image(row)[None])[0][0])
     assert found.metrics.auroc is not None

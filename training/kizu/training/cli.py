@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from kizu.errors import UserError
 from kizu.training.bench.cli import bench_app
+from kizu.training.data.pool import Progress
 
 if TYPE_CHECKING:
     from kizu.models.bundle import Device
@@ -268,18 +269,20 @@ def _evaluate(
     """Run a bundle's ONNX file over a data set: AUROC, specificity and FNR with bounds, and a report."""
     from kizu.models.bundle import Bundle
     from kizu.training.data.manifest import Manifest
-    from kizu.training.evaluation.evaluate import SplitChoice, evaluate_bundle
+    from kizu.training.evaluation.evaluate import SplitChoice, choose_rows, evaluate_rows
     from kizu.training.evaluation.summary import summary_table
 
     if split not in get_args(SplitChoice):
         raise UserError(f"There is no split '{split}'.", f"Choose one of {', '.join(get_args(SplitChoice))}.")
     _check_device(device)
     opened = Bundle.read(bundle)
-    with _bar("Scoring") as progress:
-        found = evaluate_bundle(
+    manifest = Manifest.read(dataset)
+    chosen = choose_rows(opened, manifest, cast(SplitChoice, split))
+    with _bar("Scoring", len(chosen.rows)) as progress:
+        found = evaluate_rows(
             opened,
-            Manifest.read(dataset),
-            split=cast(SplitChoice, split),
+            manifest,
+            chosen,
             device=cast("Device", device),
             batch_size=batch_size,
             progress=progress,
@@ -305,29 +308,30 @@ def _check_device(device: str) -> None:
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr; yields the function that is told (done, all)."""
-    from rich.progress import Progress
+def _bar(title: str, total: int) -> Iterator[Progress]:
+    """Show a progress bar on stderr; yields what advances it."""
+    from rich.progress import Progress as RichProgress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with RichProgress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda more: bar.advance(task, more)
 
 
 @contextmanager
 def _journal(title: str) -> Iterator[Journal]:
     """A journal whose progress shows on stderr."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
 
     from kizu.training.data.importers.staging import Journal
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         journal = Journal()
 
-        def advance(done: int) -> None:
-            bar.update(task, advance=done, total=journal.total or None)
+        def advance(more: int) -> None:
+            bar.update(task, advance=more, total=journal.total or None)
 
         journal.progress = advance
         started = time.monotonic()

@@ -10,7 +10,6 @@ Notable here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -227,7 +226,7 @@ def _detector(run: Run, members: list[DetectorMethod], log: RunLog) -> nn.Module
     for place, method in enumerate(members):
         score = torch_scorer(Inspector(method.detector(), geometry))
         with log.bar(f"ranking by detector {place + 1}", len(rows)) as advance:
-            scored = score_rows(score, geometry, run.manifest, rows, progress=_to(advance))
+            scored = score_rows(score, geometry, run.manifest, rows, progress=advance)
         scales.append(RankScale.fitted(scored.ok))
     return Ensemble([method.detector() for method in members], scales, run.recipe.combine)
 
@@ -246,7 +245,7 @@ def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, log: Run
     parity = check.result(operating_point)
     rows = [row for row in run.splits.test if row.label]  # none is synthetic: those are always in train
     with log.bar("testing", len(rows)) as advance:
-        scored, pixels = score_with_pixels(session.score, geometry, run.manifest, rows, progress=_to(advance))
+        scored, pixels = score_with_pixels(session.score, geometry, run.manifest, rows, progress=advance)
     write_scores(run.folder / SCORES_FILE, {"calibration": calibration, "test": scored})
     metrics = compute_metrics(scored, operating_point, pixels=pixels)
     manifest = new_manifest(
@@ -289,7 +288,7 @@ def _calibrate(
 
     geometry = run.recipe.image.geometry
     with log.bar("calibrating", len(rows)) as advance:
-        scored = score_rows(check.score, geometry, run.manifest, rows, progress=_to(advance), on_heatmap=note)
+        scored = score_rows(check.score, geometry, run.manifest, rows, progress=advance, on_heatmap=note)
     operating_point = choose_operating_point(
         scored.ng,
         scored.ok,
@@ -302,16 +301,3 @@ def _calibrate(
     )
     cold, hot = np.median([low for low, _ in extremes]), np.quantile([high for _, high in extremes], 0.95)
     return scored, operating_point, (float(cold), float(hot))
-
-
-def _to(advance: Callable[[int], None]) -> Callable[[int, int], None]:
-    """From "n more" to "n of all"."""
-    seen = 0
-
-    def report(done: int, total: int) -> None:
-        nonlocal seen
-        del total
-        advance(done - seen)
-        seen = done
-
-    return report

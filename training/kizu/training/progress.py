@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 from torch import Tensor
+
+from kizu.training.data.pool import Progress
 
 LINE_SECONDS = 15.0
 
@@ -23,7 +27,7 @@ LINE_SECONDS = 15.0
 class StageProgress:
     """Progress of one stage."""
 
-    def __init__(self, name: str, steps: int, done: int, progress: Progress | None, console: Console):
+    def __init__(self, name: str, steps: int, done: int, progress: RichProgress | None, console: Console):
         self.name, self.steps, self.done = name, steps, done
         self._progress = progress
         self._console = console
@@ -77,9 +81,9 @@ class RunLog:
         return log
 
     @contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A progress bar for what is no training; yields the function that is told how many more are done."""
-        with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+    def bar(self, what: str, total: int) -> Iterator[Progress]:
+        """Show a progress bar for work other than training; yields what advances it."""
+        with RichProgress(console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(what, total=total)
             yield lambda more: progress.advance(task, more)
 
@@ -107,7 +111,7 @@ class RunLog:
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}"),
         )
-        with Progress(*columns, console=self.console) as progress:
+        with RichProgress(*columns, console=self.console) as progress:
             self._stage = StageProgress(name, steps, done, progress, self.console)
             yield self._stage
 
@@ -139,7 +143,7 @@ class RunLog:
             self._writer.close()
 
 
-def tile_grid(images: Tensor, columns: int) -> np.ndarray:
+def tile_grid(images: Tensor, columns: int) -> NDArray[np.uint8]:
     """[N, C, H, W] in [−1, 1] → uint8 [rows · H, columns · W, 3], row by row."""
     n, channels, height, width = images.shape
     rows = -(-n // columns)

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Progress = Callable[[int], None]
-"""Told how many more units of work are done."""
+"""Called with the number of units finished since the last call: the one progress type of training."""
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -18,19 +18,20 @@ from numpy.typing import NDArray
 from kizu.errors import UserError
 from kizu.models.bundle import Bundle, BundleManifest, Device, InputGeometry, ScoreFunction
 from kizu.training.data.manifest import Manifest, Row
+from kizu.training.data.pool import Progress
 from kizu.training.data.splits import Splits, assign_splits
 from kizu.training.evaluation.detection import DetectionMetrics, compute_metrics
 from kizu.training.evaluation.gallery import pick_gallery
 from kizu.training.evaluation.pixels import PixelAccumulator, PixelMetrics
 from kizu.training.evaluation.report import OPTIMISTIC, remarks, render_report
-from kizu.training.evaluation.scoring import Progress, Scored, score_rows
+from kizu.training.evaluation.scoring import Scored, score_rows
 
 SplitChoice = Literal["auto", "test", "calibration", "train", "all"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_bundle` found."""
+    """Figures and report of one evaluation."""
 
     metrics: DetectionMetrics
     report_html: str
@@ -52,6 +53,17 @@ class Evaluation:
         }
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Labelled rows to score."""
+
+    rows: list[Row]
+    name: str
+    """Which images these are, to follow "on the"."""
+    notes: list[str]
+    """Sentences on what figures from these images are worth."""
+
+
 def evaluate_bundle(
     bundle: Bundle,
     manifest: Manifest,
@@ -59,28 +71,64 @@ def evaluate_bundle(
     split: SplitChoice = "auto",
     device: Device = "auto",
     batch_size: int = 16,
-    progress: Progress | None = None,
 ) -> Evaluation:
-    """Score a data set with a bundle and compute every figure of the report.
+    """Score a data set with a bundle and compute every figure of the report: `choose_rows`, then `evaluate_rows`."""
+    chosen = choose_rows(bundle, manifest, split)
+    return evaluate_rows(bundle, manifest, chosen, device=device, batch_size=batch_size)
+
+
+def choose_rows(bundle: Bundle, manifest: Manifest, split: SplitChoice) -> Selection:
+    """Choose the labelled rows to score.
 
     Args:
         split: `auto` takes the test split of the bundle's own data set, and every labelled image of another one. The
             name of a split is only possible on the bundle's own data set, or where the manifest gives the splits.
 
     Raises:
-        UserError: no labelled image to score, a split that cannot be found again, an image smaller than the bundle
-            accepts, or a score that is not finite.
+        UserError: no labelled image to score, or a split that cannot be found again.
     """
-    rows, evaluated, notes = choose_rows(bundle, manifest, split)
+    own = manifest.fingerprint() == bundle.manifest.dataset.fingerprint
+    if split == "auto":
+        split = "test" if own else "all"
+    if split == "all":
+        rows, name = list(manifest.rows), "whole data set"
+    else:
+        rows = getattr(_splits(bundle, manifest) if own else _given_splits(manifest, split), split)
+        name = f"{split} split"
+    rows = [row for row in rows if row.label in ("OK", "NG") and not row.synthetic]
+    if not rows:
+        raise UserError(
+            f"{manifest.root}: the {name} has no image labelled OK or NG.", "Evaluation needs labelled images."
+        )
+    return Selection(rows, name, _caveats(split, own))
+
+
+def evaluate_rows(
+    bundle: Bundle,
+    manifest: Manifest,
+    chosen: Selection,
+    *,
+    device: Device = "auto",
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score chosen rows with a bundle and compute every figure of the report.
+
+    Raises:
+        UserError: an image smaller than the bundle accepts, or a score that is not finite.
+    """
     session = bundle.open(device)
     geometry = bundle.manifest.geometry
     scored, pixels = score_with_pixels(
-        session.score, geometry, manifest, rows, batch_size=batch_size, progress=progress
+        session.score, geometry, manifest, chosen.rows, batch_size=batch_size, progress=progress
     )
-    metrics = compute_metrics(scored, bundle.manifest.operating_point, pixels=pixels)
-    report = build_report(bundle.manifest, session.score, manifest, scored, metrics, evaluated=evaluated, notes=notes)
-    notes += remarks(scored, metrics, bundle.manifest.operating_point)
-    return Evaluation(metrics, report, scored, evaluated, tuple(notes), session.provider)
+    point = bundle.manifest.operating_point
+    metrics = compute_metrics(scored, point, pixels=pixels)
+    report = build_report(
+        bundle.manifest, session.score, manifest, scored, metrics, evaluated=chosen.name, notes=chosen.notes
+    )
+    notes = (*chosen.notes, *remarks(scored, metrics, point))
+    return Evaluation(metrics, report, scored, chosen.name, notes, session.provider)
 
 
 def score_with_pixels(
@@ -123,28 +171,6 @@ def build_report(
     """The report as HTML, with the worst images scored once more for their heatmaps; arguments as `render_report`."""
     gallery = pick_gallery(score, bundle_manifest.geometry, manifest, scored, bundle_manifest.operating_point)
     return render_report(bundle_manifest, scored, metrics, gallery, evaluated=evaluated, notes=notes)
-
-
-def choose_rows(bundle: Bundle, manifest: Manifest, split: SplitChoice) -> tuple[list[Row], str, list[str]]:
-    """The labelled rows to score, what to call them, and what a reader must know about them.
-
-    Raises:
-        UserError: as `evaluate_bundle`.
-    """
-    own = manifest.fingerprint() == bundle.manifest.dataset.fingerprint
-    if split == "auto":
-        split = "test" if own else "all"
-    if split == "all":
-        rows, evaluated = list(manifest.rows), "whole data set"
-    else:
-        rows = getattr(_splits(bundle, manifest) if own else _given_splits(manifest, split), split)
-        evaluated = f"{split} split"
-    rows = [row for row in rows if row.label in ("OK", "NG") and not row.synthetic]
-    if not rows:
-        raise UserError(
-            f"{manifest.root}: the {evaluated} has no image labelled OK or NG.", "Evaluation needs labelled images."
-        )
-    return rows, evaluated, _caveats(split, own)
 
 
 def _splits(bundle: Bundle, manifest: Manifest) -> Splits:

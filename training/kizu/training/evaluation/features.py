@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from kizu.errors import UserError
 from kizu.files import atomic_file
+from kizu.training.data.pool import Progress
 
 INCEPTION = "inception-2015-12-05"
 TORCHVISION = "torchvision-inception-v3"
@@ -216,7 +217,7 @@ def load_extractor(path: Path) -> ContrastiveExtractor:
 
 
 def train_extractor(
-    images: Tensor, *, seed: int = 0, steps: int = STEPS, progress: Callable[[int, int], None] | None = None
+    images: Tensor, *, seed: int = 0, steps: int = STEPS, progress: Progress | None = None
 ) -> ContrastiveExtractor:
     """Learn features without labels: two views of an image are to be told from the views of all others.
 
@@ -224,7 +225,7 @@ def train_extractor(
         images: uint8 [M, C, H, W], M ≥ 2; copied to the CPU, where it trains.
         seed: fixes the result, on one machine with one number of threads.
         steps: of at most 48 images each.
-        progress: called with steps done and steps in all.
+        progress: called after each step.
 
     NT-Xent (Chen et al. 2020, SimCLR, equation 1) with AdamW. The caller's random state stays as it is.
     """
@@ -256,7 +257,7 @@ def _contrast(
     pool: Tensor,
     generator: torch.Generator,
     steps: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
     """Train extractor and projection head on `pool`, [M, C, h, w] in [−1, 1]; the rate falls to 0 by half a cosine."""
     extractor, head = networks
@@ -274,7 +275,7 @@ def _contrast(
         loss.backward()
         optimizer.step()
         if progress:
-            progress(step + 1, steps)
+            progress(1)
 
 
 def nt_xent(projections: Tensor) -> Tensor:

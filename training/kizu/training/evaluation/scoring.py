@@ -20,13 +20,10 @@ from numpy.typing import NDArray
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry, ScoreFunction
 from kizu.training.data.manifest import Manifest, Row
-from kizu.training.data.pool import in_order
+from kizu.training.data.pool import Progress, in_order
 
 HeatmapSink = Callable[[int, NDArray[np.uint8], NDArray[np.float32]], None]
 """(position of the row, its image uint8[H, W, C], its heatmap float32[h, w]); images arrive in no fixed order."""
-
-Progress = Callable[[int, int], None]
-"""(images done, images in all)."""
 
 _BATCH_BYTES = 64 << 20
 
@@ -93,6 +90,7 @@ def score_rows(
         score: a `Session.score`, or torch's twin of it.
         geometry: the smallest image that the scorer takes.
         batch_size: images per call at most; fewer where 64 MiB of pixels are reached first.
+        progress: called after each batch with its number of images.
         on_heatmap: called once per image, in this thread.
 
     Raises:
@@ -103,7 +101,7 @@ def score_rows(
     if unlabelled := [row.path for row in rows if row.label not in ("OK", "NG")]:
         raise ValueError(f"{len(unlabelled)} rows have no label, the first is {unlabelled[0]}")
     scores = np.full(len(rows), np.nan, dtype=np.float32)
-    clock, done = _Clock(), 0
+    clock = _Clock()
     for indices, images in _batches(manifest, geometry, rows, max(1, batch_size)):
         start = time.perf_counter()
         batch_scores, heatmaps = score(images)
@@ -117,9 +115,8 @@ def score_rows(
             scores[index] = batch_scores[position]
             if on_heatmap is not None:
                 on_heatmap(index, images[position], np.asarray(heatmaps[position], dtype=np.float32))
-        done += len(indices)
         if progress is not None:
-            progress(done, len(rows))
+            progress(len(indices))
     labels = np.array([row.label == "NG" for row in rows], dtype=np.int64)
     return Scored(rows, scores, labels, clock.seconds, clock.images)
 
