@@ -23,8 +23,8 @@ from kizu.training.data.render import render_boards
 from kizu.training.data.splits import Splits, assign_splits
 from kizu.training.detectors import create_detector
 from kizu.training.generators import check_keys
-from kizu.training.generators.trained import FILE as TRAINED_FILE
 from kizu.training.recipe import AugmentSection, Recipe, parse_recipe
+from kizu.training.run import GENERATOR_FILE as TRAINED_FILE
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 ROWS = [Row(f"ok/{i}.png", OK) for i in range(700)] + [Row(f"ng/{i}.png", NG) for i in range(300)]

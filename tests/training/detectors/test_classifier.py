@@ -28,10 +28,10 @@ from kizu.training.detectors.classifier import (
     partial_auc,
 )
 from kizu.training.evaluation.ranking import auroc
+from kizu.training.execution import Execution
 from kizu.training.export import torch_scorer
 from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.optimisers import CosineAdamW, cosine
-from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
 from kizu.training.recipe import AugmentSection, DetectorSection, parse_recipe
 from kizu.training.run import Run
@@ -316,8 +316,8 @@ def test_synthetic_ng_are_in_every_batch_with_their_weight_and_nowhere_else(boar
     content = {"name": "x", "dataset": "x", "detector": {"kind": "classifier", "batch_size": 16, "options": options}}
     recipe = parse_recipe(content | {"image": {"size": 32, "channels": 1}}, "here")
     run = Run(recipe, boards, Splits(boards.rows, [], []), "data", tmp_path, tmp_path)
-    kwargs = {"device": torch.device("cpu"), "processes": Processes(), "log": RunLog(None, quiet=True)}
-    found = labelled_set(run, recipe.detector[0], ClassifierTraining(**options), drawn, 0, **kwargs)
+    execution = Execution(RunLog(None, quiet=True), torch.device("cpu"))
+    found = labelled_set(run, recipe.detector[0], ClassifierTraining(**options), drawn, 0, execution)
     assert found.synthetic_ng == 30
     assert found.held_out.labels.tolist().count(1) == 19
     assert not (found.held_out.images == 77).flatten(1).all(1).any()
@@ -331,10 +331,10 @@ def test_synthetic_ng_are_in_every_batch_with_their_weight_and_nowhere_else(boar
         assert torch.equal(batch.truth.weights, torch.where(is_drawn, 0.25, 1.0))
         assert torch.equal(batch.truth.located, ~is_drawn)
         assert ((batch.truth.masks > 0).flatten(1).any(1) == (batch.labels == 1) & ~is_drawn).all()
-    none = labelled_set(run, recipe.detector[0], ClassifierTraining(synthetic_ratio=0.0), drawn, 0, **kwargs)
+    none = labelled_set(run, recipe.detector[0], ClassifierTraining(synthetic_ratio=0.0), drawn, 0, execution)
     assert none.synthetic_ng == 0
     assert len(none.batches.images) == 590 - 59
-    other = labelled_set(run, recipe.detector[0], ClassifierTraining(**options), drawn, 1009, **kwargs)
+    other = labelled_set(run, recipe.detector[0], ClassifierTraining(**options), drawn, 1009, execution)
     assert not torch.equal(other.held_out.images[:40], found.held_out.images[:40]), "a seed of its own spares others"
     assert not torch.equal(other.batches.next().images, none.batches.next().images)
 

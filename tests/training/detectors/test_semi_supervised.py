@@ -24,8 +24,8 @@ from kizu.training.detectors.semi_supervised import (
     possible_classes,
     real_loss,
 )
+from kizu.training.execution import Execution
 from kizu.training.loop import LoopSettings, TrainingLoop
-from kizu.training.parallel import Processes
 from kizu.training.pipeline import train
 from kizu.training.progress import RunLog
 from kizu.training.recipe import AugmentSection, DetectorSection, parse_recipe
@@ -227,9 +227,9 @@ def set_of(boards, folder, drawn=None, unlabelled=True, batch_size=16, **options
     detector = {"kind": "semi-supervised", "batch_size": batch_size, "options": options}
     recipe = parse_recipe({"name": "x", "dataset": "x", "detector": detector, "image": {"size": 32, "channels": 1}}, "")
     run = Run(recipe, boards, Splits(boards.rows, [], []), "data", folder, folder)
-    kwargs = {"device": torch.device("cpu"), "processes": Processes(), "log": RunLog(None, quiet=True)}
+    execution = Execution(RunLog(None, quiet=True), torch.device("cpu"))
     sampling = SemiSupervisedTraining(**options)
-    return labelled_set(run, recipe.detector[0], sampling, drawn, 0, unlabelled=unlabelled, **kwargs)
+    return labelled_set(run, recipe.detector[0], sampling, drawn, 0, execution, unlabelled=unlabelled)
 
 
 def test_unlabelled_images_have_a_share_and_a_label_of_their_own(boards, tmp_path):

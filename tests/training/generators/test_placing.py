@@ -8,20 +8,20 @@ from scipy import ndimage
 from kizu.errors import UserError
 from kizu.models.stylegan2 import Generator, StyleGAN2Config
 from kizu.training.data.crops import Crops
-from kizu.training.generators.filtering import candidates, filtered, kept_seeds
-from kizu.training.generators.places import LIGHT, find_places, laid_out, ring_difference
 from kizu.training.generators.placing import (
-    DefectPlaces,
+    DefectStatistics,
     PlacedGenerator,
     PlacingConfig,
-    defect_places,
+    defect_statistics,
     differing,
     place_crop,
-    places_of,
     size_in_view,
+    statistics_by_class,
 )
+from kizu.training.generators.positions import LIGHT, find_positions, laid_out, ring_difference
 from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.priors import make_prior
+from kizu.training.synthesis.filtering import candidates, filtered, kept_seeds
 
 SIDE = 48
 
@@ -43,7 +43,7 @@ def disc(side, radius):
     return np.hypot(y, x) <= radius
 
 
-CENTRAL = DefectPlaces(torch.from_numpy(disc(24, 5)).float(), (10.0, 10.0))
+CENTRAL = DefectStatistics(torch.from_numpy(disc(24, 5)).float(), (10.0, 10.0))
 
 
 def crop_of(views, top, left, dark=90, shade=0):
@@ -78,10 +78,10 @@ def test_light_is_taken_out_up_to_a_bound(views):
 def test_the_search_comes_near_the_best_place(views):
     piece = crop_of(views, 11, 17)
     alone = views[1:2]  # with several views, only a third stands for election
-    found = find_places(piece, CENTRAL.ring, alone, np.random.default_rng(0), candidates=600)
+    found = find_positions(piece, CENTRAL.ring, alone, np.random.default_rng(0), candidates=600)
     assert (found[0].top, found[0].left) == (11, 17)
     assert [p.difference for p in found] == sorted(p.difference for p in found)
-    again = find_places(piece, CENTRAL.ring, alone, np.random.default_rng(0), candidates=600)
+    again = find_positions(piece, CENTRAL.ring, alone, np.random.default_rng(0), candidates=600)
     assert [(p.top, p.left) for p in again] == [(p.top, p.left) for p in found]
 
 
@@ -142,7 +142,7 @@ def test_only_parts_that_touch_where_defects_lie_count():
 def test_a_crop_without_a_defect_gives_none_or_what_can_be_seen_of_it_where_it_does_not_match(views):
     piece = views[1, :, 11:35, 17:41].numpy().astype(np.float32)
     config = PlacingConfig(candidates=600)
-    assert place_crop(piece, CENTRAL, views[1:2], np.random.default_rng(0), config, anyhow=False) is None
+    assert place_crop(piece, CENTRAL, views[1:2], np.random.default_rng(0), config, force=False) is None
     drawn = place_crop(piece, CENTRAL, views[1:2], np.random.default_rng(0), config)
     assert 4 <= drawn.mask.sum() <= 1.15 * np.pi * 25
     assert (drawn.image != views[1].numpy())[:, drawn.mask].mean() > 0.8
@@ -156,7 +156,7 @@ def test_no_image_without_a_defect_is_called_ng():
 
 
 def test_a_crop_as_large_as_the_view_may_stick_out_and_its_mask_never_does(views):
-    whole = DefectPlaces(torch.from_numpy(disc(SIDE, 6)).float(), (12.0, 12.0))
+    whole = DefectStatistics(torch.from_numpy(disc(SIDE, 6)).float(), (12.0, 12.0))
     piece = views[1].numpy().astype(np.float32)
     piece[:, disc(SIDE, 6)] -= 90
     centres = []
@@ -172,7 +172,7 @@ def test_where_defects_lie_is_learned_from_real_masks():
     masks = torch.zeros(4, 1, 20, 20, dtype=torch.uint8)
     for number in range(4):
         masks[number, 0, 8:12, 6 + number : 14] = 255
-    found = defect_places(masks)
+    found = defect_statistics(masks)
     assert found.size == (4, pytest.approx((7 + 6) / 2))
     assert found.frequency[9, 13] == 1
     assert found.frequency[9, 6] == 0.25
@@ -180,7 +180,7 @@ def test_where_defects_lie_is_learned_from_real_masks():
     assert not found.centre[:6].any()
     assert found.ring[0].all()
     assert not found.ring[8:12, 6:14].any()
-    everywhere = DefectPlaces(torch.full((8, 8), 0.3), (3, 3))
+    everywhere = DefectStatistics(torch.full((8, 8), 0.3), (3, 3))
     assert everywhere.ring.all(), "where defects lie anywhere, all of the crop is compared"
 
 
@@ -192,12 +192,12 @@ def test_crops_have_to_fit_and_to_be_located():
         size_in_view((64, 64), (0.1, 0.1), (64, 64))
     images = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
     with pytest.raises(UserError, match="has boxes or a mask"):
-        places_of(Crops(images, ["a", "a"], []), (16, 16))
+        statistics_by_class(Crops(images, ["a", "a"], []), (16, 16))
     with pytest.raises(UserError, match="has boxes or a mask"):
-        places_of(Crops(images, ["a", "a"], [], torch.zeros_like(images)), (16, 16))
+        statistics_by_class(Crops(images, ["a", "a"], [], torch.zeros_like(images)), (16, 16))
     masks = torch.zeros_like(images)
     masks[0, 0, 4:8, 4:8] = 255
-    found = places_of(Crops(images, ["a+b", "c"], [], masks), (32, 32))
+    found = statistics_by_class(Crops(images, ["a+b", "c"], [], masks), (32, 32))
     assert set(found) == {"", "a"}
     assert found["a"].size == (8, 8)
 
@@ -214,21 +214,21 @@ def trained():
 
 @pytest.fixture
 def placed(trained, views):
-    places = {"": DefectPlaces(torch.from_numpy(disc(20, 4)).float(), (8.0, 8.0))}
+    places = {"": DefectStatistics(torch.from_numpy(disc(20, 4)).float(), (8.0, 8.0))}
     return PlacedGenerator(trained, views, (20, 20), places, PlacingConfig(candidates=64), "r@2")
 
 
 def test_a_placed_image_is_that_of_its_seed_and_class_whatever_the_batch(placed):
-    together = placed.draw([5, 6, 7], [0, 1, 0])
+    together = placed.sample([5, 6, 7], [0, 1, 0])
     assert together.images.shape == (3, 1, SIDE, SIDE)
     assert together.classes == ["hole", "short", "hole"]
     assert together.seeds == [5, 6, 7]
-    apart = placed.draw([7, 6], [0, 1])
+    apart = placed.sample([7, 6], [0, 1])
     # The batch's size decides how the generator's convolutions round.
     assert (apart.images.int() - together.images[[2, 1]].int()).abs().max() <= 2
     assert (apart.masks != together.masks[[2, 1]]).float().mean() < 0.01
     again = PlacedGenerator.from_content(placed.crops, placed.content(), placed.config, placed.run)
-    assert torch.equal(again.draw([5, 6, 7], [0, 1, 0]).images, together.images)
+    assert torch.equal(again.sample([5, 6, 7], [0, 1, 0]).images, together.images)
     assert (placed.kind, placed.run) == ("stylegan2-ada", "r@2")
 
 
@@ -250,7 +250,7 @@ def test_filtered_images_are_those_of_their_seeds(trained):
     assert [names.count(name) for name in ("hole", "short")] == [6, 2]
     assert set(seeds) <= set(range(40, 72))
     numbers = trained.class_numbers(32)
-    everything = trained.draw(range(40, 72), numbers)
+    everything = trained.sample(range(40, 72), numbers)
     means = everything.images.float().mean((1, 2, 3))
     holes = [i for i, n in enumerate(numbers) if n == 0]
     worst_kept = min(means[s - 40] for s in seeds if numbers[s - 40] == 0)

@@ -6,8 +6,9 @@ import torch
 from kizu.errors import UserError
 from kizu.models.stylegan2 import Generator, StyleGAN2Config
 from kizu.training.data.loading import to_pixels
-from kizu.training.generators.trained import FILE, TrainedGenerator
+from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.priors import make_prior
+from kizu.training.run import GENERATOR_FILE
 
 TINY = {"latent": 16, "mapping_layers": 2, "capacity": 128, "max_channels": 16}
 
@@ -85,9 +86,9 @@ def test_images_outside_of_what_pixels_can_show_are_clipped():
 def test_classes_come_interleaved_in_proportion_to_their_counts():
     generator = trained()
     numbers = generator.class_numbers(40)
-    for place in range(1, 41):
-        given = torch.tensor(numbers[:place]).bincount(minlength=3)
-        assert ((given - place * torch.tensor([0.6, 0.3, 0.1])).abs() < 1).all(), place
+    for length in range(1, 41):
+        given = torch.tensor(numbers[:length]).bincount(minlength=3)
+        assert ((given - length * torch.tensor([0.6, 0.3, 0.1])).abs() < 1).all(), length
     assert torch.tensor(numbers).bincount().tolist() == [24, 12, 4]
     assert numbers[:10] == generator.class_numbers(10)
     assert generator.class_numbers(3, "short") == [2, 2, 2]
@@ -129,9 +130,9 @@ def test_batches_count_seeds_and_do_not_depend_on_their_size():
 def test_what_is_saved_is_what_is_loaded(prior, tmp_path):
     generator = trained(prior=prior)
     generator.network.mapping.average.normal_()
-    assert generator.save(tmp_path) == tmp_path / FILE
+    assert generator.save(tmp_path) == tmp_path / GENERATOR_FILE
     loaded = TrainedGenerator.load(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [FILE]
+    assert [p.name for p in tmp_path.iterdir()] == [GENERATOR_FILE]
     for name in ("classes", "counts", "kind", "run", "conditional", "shape"):
         assert getattr(loaded, name) == getattr(generator, name)
     assert not loaded.network.training
@@ -147,7 +148,7 @@ def test_a_file_that_is_missing_damaged_or_newer_is_named(tmp_path):
     state = torch.load(path, weights_only=True)
     for damaged in (whole[: len(whole) // 2], b"", b"PK\x03\x04 no"):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=FILE):
+        with pytest.raises(UserError, match=GENERATOR_FILE):
             TrainedGenerator.load(tmp_path)
     torch.save(state | {"format": 99}, path)
     with pytest.raises(UserError, match="has format 99") as refused:

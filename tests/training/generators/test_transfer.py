@@ -5,13 +5,14 @@ import torch
 
 from kizu.errors import UserError
 from kizu.training.generators.transfer import start_from
+from kizu.training.run import GENERATOR_FOLDER
 
 
 @pytest.fixture
 def run(make_method, make_loop, tmp_path):
     """A finished run's folder, and its method."""
     method = make_method(steps=3, ada_start=0.3, ema_ramp_up=None)
-    make_loop(method, tmp_path / "run" / "generator").run()
+    make_loop(method, tmp_path / "run" / GENERATOR_FOLDER).run()
     return tmp_path / "run", method
 
 
@@ -27,7 +28,7 @@ def test_a_run_of_the_same_networks_gives_all_its_bits_the_average_s_included(in
     with torch.no_grad():
         for parameter in method.networks.parameters():
             parameter.add_(1)
-    report = start_from(method, folder / "generator" if inner else folder)
+    report = start_from(method, folder / GENERATOR_FOLDER if inner else folder)
     assert not different(method.generator, source.generator)
     assert not different(method.discriminator, source.discriminator)
     assert not different(method.average, source.average)
@@ -82,7 +83,7 @@ def test_a_run_that_is_not_there_or_shares_nothing_is_refused(run, make_method, 
     with pytest.raises(UserError, match="holds no generator to start from"):
         start_from(make_method(), tmp_path / "nowhere")
     folder, _ = run
-    path = folder / "generator" / "checkpoint.pt"
+    path = folder / GENERATOR_FOLDER / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
     torch.save(state | {"networks": {}, "averages": {}}, path)
     with pytest.raises(UserError, match="are not those of this recipe"):

@@ -227,7 +227,7 @@ def _synthesize(
     _check_device(device)
     from kizu.training.data.synthetic import write_synthetic
     from kizu.training.generators.placing import PlacedGenerator
-    from kizu.training.generators.stage import open_generator
+    from kizu.training.generators.stored import open_generator
     from kizu.training.generators.trained import TrainedGenerator
     from kizu.training.parallel import Processes
 

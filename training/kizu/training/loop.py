@@ -239,7 +239,7 @@ class TrainingLoop:
         phase.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             losses = phase.losses(batch)
-        losses["total"].backward()
+        torch.autograd.backward(losses["total"])
         self.processes.average_gradients(phase.trains)
         phase.optimizer.step()
         phase.trains.requires_grad_(False)

@@ -33,7 +33,8 @@ class CosineAdamW(AdamW):
     @property
     def done(self) -> float:
         """Share of the steps taken, in [0, 1]."""
-        return min(1.0, self.param_groups[0]["taken"] / self.steps)
+        taken: int = self.param_groups[0]["taken"]
+        return min(1.0, taken / self.steps)
 
     def step(self, closure: Any = None) -> Any:
         """One update."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Processes:
-    """This process's place among those that train together.
+    """This process and the others that train together with it.
 
     Gradients are averaged by hand after each backward pass: adversarial phases call their networks in too many ways
     for a wrapper that hooks one forward call.
@@ -32,11 +32,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """True for the one process that writes files and logs."""
         return self.rank == 0
 
     def device(self, wanted: str) -> torch.device:
-        """`auto`, `cpu` or `cuda` → this process's device."""
+        """Return this process's device for `auto`, `cpu` or `cuda`."""
         if wanted == "auto":
             wanted = "cuda" if torch.cuda.is_available() else "cpu"
         if wanted == "cuda":
@@ -53,12 +53,12 @@ class Processes:
         flat = torch.cat([g.flatten() for g in gradients])
         dist.all_reduce(flat)
         flat /= self.world_size
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
     @torch.no_grad()
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over the processes."""
+        """Return the mean of a tensor over the processes."""
         if self.world_size == 1:
             return value
         total = value.clone()
@@ -73,7 +73,7 @@ class Processes:
                 dist.broadcast(tensor, 0)
 
     def agree(self, save: bool, stop: bool) -> tuple[bool, bool]:
-        """The main process's wish to save; stop if any process was asked to."""
+        """Agree on (save, stop): save if the main process wants to, stop if any process was asked to."""
         if self.world_size == 1:
             return save, stop
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -83,12 +83,12 @@ class Processes:
         return bool(agreed[0]), bool(agreed[1])
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         if self.world_size > 1:
             dist.barrier()
 
     def gather_rng(self, device: torch.device) -> list[dict[str, Tensor]]:
-        """Every process's random state, in order of rank; on other processes than the main one the list is partial."""
+        """Collect every process's random state, in order of rank (partial on other processes than the main one)."""
         state = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(device)
@@ -99,12 +99,12 @@ class Processes:
             carrier = mine.to(device) if dist.get_backend() == "nccl" else mine
             everyone = [torch.empty_like(carrier) for _ in range(self.world_size)]
             dist.all_gather(everyone, carrier)
-            for place, tensor in zip(gathered, everyone, strict=True):
-                place[name] = tensor.cpu()
+            for rng_state, tensor in zip(gathered, everyone, strict=True):
+                rng_state[name] = tensor.cpu()
         return gathered
 
     def restore_rng(self, states: list[dict[str, Tensor]], device: torch.device) -> None:
-        """Undo `gather_rng`."""
+        """Restore this process's state from what `gather_rng` returned."""
         state = states[self.rank]
         torch.set_rng_state(state["cpu"])
         if device.type == "cuda" and "cuda" in state:

@@ -33,7 +33,8 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
         epsilon = torch.rand(len(real), 1, 1, 1, device=real.device)
         between = torch.lerp(fake, real, epsilon).requires_grad_(True)
         (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-        return (gradient.flatten(1).norm(2, dim=1) - 1).square().mean()
+        length: Tensor = gradient.flatten(1).norm(2, dim=1)
+        return (length - 1).square().mean()
 
 
 def r1(logits: Tensor, images: Tensor, gamma: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Recipe → splits → generator → detectors → operating point → bundle.
+"""A run of a recipe: splits → generator → detectors → operating point → bundle.
 
 Notable here:
 - A detector sees the train split, the threshold the calibration split, the report the test split, each once. No epoch
@@ -11,8 +11,8 @@ Notable here:
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,20 +33,15 @@ from kizu.training.evaluation.detection import compute_metrics
 from kizu.training.evaluation.evaluate import build_report, score_with_pixels
 from kizu.training.evaluation.scoring import Scored, score_rows, write_scores
 from kizu.training.evaluation.summary import summary_table
+from kizu.training.execution import Execution
 from kizu.training.export import VERDICT_MARGIN, ParityCheck, export_onnx, torch_scorer
-from kizu.training.generators.stage import FOLDER as GENERATOR_FOLDER
-from kizu.training.generators.stage import SYNTHETIC_FOLDER, run_generator
 from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection, find_dataset, read_recipe
-from kizu.training.run import Run, open_run, owning
-from kizu.training.training_set import TrainingSet, check_synthetic_shows_what_is_inspected, labelled_set, ok_set
-
-RECIPE_FILE = "recipe.toml"
-SPLITS_FILE = "splits.csv"
-SCORES_FILE = "scores.csv"
-BUNDLE_FOLDER = "bundle"
+from kizu.training.run import BUNDLE_FOLDER, RECIPE_FILE, REPORT_FILE, SCORES_FILE, SPLITS_FILE, Run, open_run, owning
+from kizu.training.synthesis.stage import run_generator
+from kizu.training.training_set import TrainingSet, check_synthetic_geometry, labelled_set, ok_set
 
 
 def train(
@@ -74,47 +69,31 @@ def train(
             run = open_run(recipe, Manifest.read(find_dataset(recipe, recipe_path)), folder, recipe_path.parent, log)
             if processes.is_main:
                 (folder / RECIPE_FILE).write_bytes(recipe_path.read_bytes())
-            return train_run(run, log, processes=processes, device=device, resume=resume, settings=settings)
+            where = processes.device(device)
+            return train_run(run, Execution(log, where, processes, resume, settings or LoopSettings()))
         finally:
             log.close()
 
 
-def train_run(
-    run: Run,
-    log: RunLog,
-    *,
-    processes: Processes | None = None,
-    device: str = "auto",
-    resume: bool = False,
-    settings: LoopSettings | None = None,
-) -> Bundle | None:
-    """As `train`, for a run that is open: its folder is the caller's to hold."""
-    processes = processes or Processes()
-    if processes.is_main:
+def train_run(run: Run, execution: Execution) -> Bundle | None:
+    """Train a run that is open; the caller locks its folder. Returns and raises as `train`."""
+    if execution.processes.is_main:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_splits(run.folder / SPLITS_FILE, run.splits)
-    return _Training(run, processes, device, resume, log, settings).bundle()
+    return _Training(run, execution).bundle()
 
 
+@dataclass(frozen=True)
 class _Training:
-    """A run on its way from recipe to bundle."""
+    """A run from its recipe to its bundle."""
 
-    def __init__(
-        self,
-        run: Run,
-        processes: Processes,
-        device: str,
-        resume: bool,
-        log: RunLog,
-        settings: LoopSettings | None,
-    ):
-        self.run, self.processes, self.log = run, processes, log
-        self.device, self.resume, self.settings = device, resume, settings
+    run: Run
+    execution: Execution
 
     def bundle(self) -> Bundle | None:
         recipe = self.run.recipe
         # Made first: a slip in [detector] must not show after hours of [generator].
-        members = [self._member(place) for place in range(len(recipe.detector))]
+        members = [self._member(index) for index in range(len(recipe.detector))]
         if recipe.augment is not None and all(method.augment is None for method in members):
             raise UserError(
                 f"[augment]: '{recipe.detector[0].kind}' takes its images as they are.",
@@ -122,96 +101,91 @@ class _Training:
             )
         if recipe.generator is not None:
             self._synthesise(members)
-        synthetic_ng = [self._fit(place, method) for place, method in enumerate(members)]
-        if not self.processes.is_main:
+        synthetic_ng = [self._fit(index, method) for index, method in enumerate(members)]
+        if not self.execution.processes.is_main:
             return None
-        return _finish(self.run, members, max(synthetic_ng), self.log)
+        return _finish(self.run, members, max(synthetic_ng), self.execution.log)
 
-    def _member(self, place: int) -> DetectorMethod:
+    def _member(self, index: int) -> DetectorMethod:
         recipe = self.run.recipe
-        torch.manual_seed(self._seed(place))
-        section = _beside(recipe.detector[place], self.run.beside)
+        torch.manual_seed(self._seed(index))
+        section = _with_weights_found(recipe.detector[index], self.run.recipe_dir)
         defects = defect_classes(self.run.splits.train)
         method = create_detector(recipe.image.geometry, section, recipe.augment, defects=defects)
         method.check(recipe.generator)
         return method
 
     def _synthesise(self, members: list[DetectorMethod]) -> None:
-        run, section = self.run, self.run.recipe.generator
+        run, section, log = self.run, self.run.recipe.generator, self.execution.log
         assert section is not None
-        takers = [method for method in members if method.sampling is not None and method.sampling.synthetic_ratio]
-        if takers:
-            check_synthetic_shows_what_is_inspected(run.manifest, run.splits.train, section, run.recipe.image)
-        drawn = run_generator(
-            run, log=self.log, processes=self.processes, device=self.device, resume=self.resume, settings=self.settings
-        )
-        if drawn is None:
+        users = [method for method in members if method.sampling is not None and method.sampling.synthetic_ratio]
+        if users:
+            check_synthetic_geometry(run.manifest, run.splits.train, section, run.recipe.image)
+        synthetic = run_generator(run, self.execution)
+        if synthetic is None:
             return
-        look = run.folder / GENERATOR_FOLDER / "report.html"
-        self.log.say(f"{len(drawn)} synthetic NG: {drawn.root}\nhow they look: {look}")
-        if not takers:
+        log.say(f"{len(synthetic)} synthetic NG: {synthetic.root}\nhow they look: {run.generator_folder / REPORT_FILE}")
+        if not users:
             kinds = " and ".join(detector.kind for detector in run.recipe.detector)
-            self.log.say(f"{kinds} learns without NG: the synthetic NG do not change it")
+            log.say(f"{kinds} learns without NG: the synthetic NG do not change it")
 
-    def _fit(self, place: int, method: DetectorMethod) -> int:
-        """Train one detector; returns how many synthetic NG took part."""
-        run, section = self.run, self.run.recipe.detector[place]
-        folder = run.folder if len(run.recipe.detector) == 1 else run.folder / f"detector-{place + 1}"
-        log = self.log if folder == run.folder else self.log.beneath(folder.name)
-        device = self.processes.device(self.device)
+    def _fit(self, index: int, method: DetectorMethod) -> int:
+        """Train one detector; return the number of synthetic NG that took part."""
+        run, processes, device = self.run, self.execution.processes, self.execution.device
+        section, folder = run.recipe.detector[index], run.detector_folder(index)
+        log = self.execution.log if folder == run.folder else self.execution.log.beneath(folder.name)
         for note in method.notes:
             log.say(note)
-        self.processes.barrier()  # until the main process has drawn the synthetic NG
+        processes.barrier()  # until the main process has sampled the synthetic NG
         method.begin(run.folder)
-        training = self._training_set(place, method, device)
+        training = self._training_set(index, method)
         method.networks.to(device)
         if device.type == "cuda":
             method.networks.to(memory_format=torch.channels_last)
-        self.processes.copy_from_main(method.networks)
-        torch.manual_seed(self._seed(place) + 1 + self.processes.rank)
+        processes.copy_from_main(method.networks)
+        torch.manual_seed(self._seed(index) + 1 + processes.rank)
         loop = TrainingLoop(
             method,
             training.batches,
             folder,
             identity=run.identity(section),
             log=log,
-            processes=self.processes,
-            settings=self.settings,
+            processes=processes,
+            settings=self.execution.settings,
         )
-        if self.resume and loop.resume():
+        if self.execution.resume and loop.resume():
             log.say(f"resuming at stage {loop.stage_index + 1}, step {loop.step}")
         loop.run()
         said = len(method.notes)
-        if self.processes.is_main:
+        if processes.is_main:
             method.finish(training)
         for note in method.notes[said:]:
             log.say(note)
         return training.synthetic_ng
 
-    def _seed(self, place: int) -> int:
-        """Of one detector: several of one kind start apart, see images in another order and spare others."""
-        return self.run.recipe.seed + 1009 * place
+    def _seed(self, index: int) -> int:
+        """Seed of one detector: several of one kind differ in weights, order of images and held-out images."""
+        return self.run.recipe.seed + 1009 * index
 
-    def _training_set(self, place: int, method: DetectorMethod, device: torch.device) -> TrainingSet:
-        run, section, seed = self.run, self.run.recipe.detector[place], self._seed(place)
-        where: dict[str, Any] = {"device": device, "processes": self.processes, "log": self.log}
+    def _training_set(self, index: int, method: DetectorMethod) -> TrainingSet:
+        run, section, seed = self.run, self.run.recipe.detector[index], self._seed(index)
         unlabelled = method.uses_unlabelled
         if method.sampling is None:
-            return ok_set(run, section, seed, unlabelled=unlabelled, **where)
-        drawn = Manifest.read(run.folder / SYNTHETIC_FOLDER) if run.recipe.generator is not None else None
-        return labelled_set(run, section, method.sampling, drawn, seed, unlabelled=unlabelled, **where)
+            return ok_set(run, section, seed, self.execution, unlabelled=unlabelled)
+        synthetic = Manifest.read(run.synthetic_folder) if run.recipe.generator is not None else None
+        return labelled_set(run, section, method.sampling, synthetic, seed, self.execution, unlabelled=unlabelled)
 
 
-def _beside(section: DetectorSection, folder: Path) -> DetectorSection:
-    """The section with the path of `weights` found: relative to the recipe first, then to the working directory."""
+def _with_weights_found(section: DetectorSection, recipe_dir: Path) -> DetectorSection:
+    """Resolve the path of `weights`: relative to the recipe first, then to the working directory."""
     path = section.options.get("weights")
-    if not isinstance(path, str) or not (folder / path).exists():
+    if not isinstance(path, str) or not (recipe_dir / path).exists():
         return section
-    return section.model_copy(update={"options": {**section.options, "weights": str(folder / path)}})
+    return section.model_copy(update={"options": {**section.options, "weights": str(recipe_dir / path)}})
 
 
 def _detector(run: Run, members: list[DetectorMethod], log: RunLog) -> nn.Module:
-    """The one detector, or all as one: their scores as ranks among the calibration split's OK."""
+    """Return the one detector, or an ensemble that scores by ranks among the calibration split's OK."""
     if len(members) == 1:
         return members[0].detector()
     rows = [row for row in run.splits.calibration if row.label == OK]
@@ -223,9 +197,9 @@ def _detector(run: Run, members: list[DetectorMethod], log: RunLog) -> nn.Module
         )
     geometry = run.recipe.image.geometry
     scales = []
-    for place, method in enumerate(members):
+    for index, method in enumerate(members):
         score = torch_scorer(Inspector(method.detector(), geometry))
-        with log.bar(f"ranking by detector {place + 1}", len(rows)) as advance:
+        with log.bar(f"ranking by detector {index + 1}", len(rows)) as advance:
             scored = score_rows(score, geometry, run.manifest, rows, progress=advance)
         scales.append(RankScale.fitted(scored.ok))
     return Ensemble([method.detector() for method in members], scales, run.recipe.combine)
@@ -274,7 +248,7 @@ def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, log: Run
 def _calibrate(
     run: Run, rows: list[Row], check: ParityCheck, log: RunLog
 ) -> tuple[Scored, OperatingPoint, tuple[float, float]]:
-    """The scores, the operating point, and the heatmap values that pictures show as cold and as hot."""
+    """Return scores, operating point, and the heatmap values that pictures show as cold and as hot."""
     if not rows:
         raise UserError(
             f"{run.manifest.root} leaves no labelled image for calibration.",

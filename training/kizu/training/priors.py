@@ -72,7 +72,8 @@ class TruncatedPrior:
         # In fp32, u would come too near to 1 for the upper tail.
         u = 0.5 + inside * (torch.rand(n, self.latent, device=device, dtype=torch.float64) - 0.5)
         # The clamp is for the last bit that rounding may put outside.
-        return torch.special.ndtri(u).clamp(-self.threshold, self.threshold).float()
+        quantiles: Tensor = torch.special.ndtri(u)
+        return quantiles.clamp(-self.threshold, self.threshold).float()
 
     def state(self) -> dict[str, Any]:
         """Kind and τ."""
@@ -204,7 +205,8 @@ def _onto_sphere(coordinates: Tensor, latent: int, radius: float, generator: tor
     lift = (radius**2 - flat.square().sum(1, keepdim=True)).sqrt()
     lifted = torch.cat([flat, lift], 1)
     random = torch.randn(latent, lifted.shape[1], generator=generator, dtype=torch.float64)
-    return lifted @ torch.linalg.qr(random).Q.T.to(lifted.device)
+    rotation: Tensor = torch.linalg.qr(random).Q.T
+    return lifted @ rotation.to(lifted.device)
 
 
 def _scale(distances: Tensor, rows: Tensor, sigma: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a training run works on, and the folder that it owns.
+"""A training run: its recipe, its data, and the folder that it owns with the names of what lies in it.
 
 Notable here:
 - The identity covers everything that decides weights: a checkpoint goes on only under the one that it began with.
@@ -22,6 +22,29 @@ from kizu.training.data.splits import Splits, assign_splits
 from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection, Recipe
 
+LOCK_FILE = ".lock"
+RECIPE_FILE = "recipe.toml"
+SPLITS_FILE = "splits.csv"
+SCORES_FILE = "scores.csv"
+BUNDLE_FOLDER = "bundle"
+GENERATOR_FOLDER = "generator"
+SYNTHETIC_FOLDER = "synthetic"
+
+# In the generator's folder:
+GENERATOR_FILE = "generator.pt"
+"""Weights of a trained generator."""
+SOURCE_FILE = "drawing.pt"
+"""Views, masks and options of a generator that samples from camera images."""
+PLAN_FILE = "drawn.json"
+"""What the images of the synthetic folder were sampled from."""
+METRICS_FILE = "metrics.jsonl"
+EXTRACTOR_FILE = "features.pt"
+FILTER_FOLDER = "filter"
+REPORT_FILE = "report.html"
+GRID_FILE = "grid.png"
+INTERPOLATION_FILE = "interpolation.png"
+PLACED_FILE = "placed.png"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -33,11 +56,25 @@ class Run:
     fingerprint: str
     """Of the manifest: every cell, image and mask."""
     folder: Path
-    beside: Path
-    """The recipe's folder; paths in a recipe are relative to it first, then to the working directory."""
+    recipe_dir: Path
+    """Paths in a recipe are relative to this directory first, then to the working directory."""
+
+    @property
+    def generator_folder(self) -> Path:
+        """Checkpoint, weights and report of the run's generator."""
+        return self.folder / GENERATOR_FOLDER
+
+    @property
+    def synthetic_folder(self) -> Path:
+        """Data set of the run's synthetic NG."""
+        return self.folder / SYNTHETIC_FOLDER
+
+    def detector_folder(self, index: int) -> Path:
+        """Checkpoint and samples of a detector: the run's own folder where there is only one."""
+        return self.folder if len(self.recipe.detector) == 1 else self.folder / f"detector-{index + 1}"
 
     def identity(self, section: DetectorSection) -> str:
-        """Digest of everything that decides the weights of the detector of `section`."""
+        """Return a digest of everything that decides the weights of the detector of `section`."""
         decisive = self.recipe.model_dump(include={"image", "generator", "seed"}, mode="json")
         decisive["detector"] = section.model_dump(mode="json")
         if self.recipe.augment is not None:
@@ -46,7 +83,7 @@ class Run:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def calibration(self, *, ng_unseen: bool) -> list[Row]:
-        """Labelled rows that fix the threshold.
+        """Return the labelled rows that fix the threshold.
 
         Args:
             ng_unseen: no detector has learned from NG. Then the train split's NG are as unseen as any, unless they
@@ -58,19 +95,19 @@ class Run:
         return rows
 
 
-def open_run(recipe: Recipe, manifest: Manifest, folder: Path, beside: Path, log: RunLog) -> Run:
+def open_run(recipe: Recipe, manifest: Manifest, folder: Path, recipe_dir: Path, log: RunLog) -> Run:
     """Split the data and take its fingerprint."""
     splits = assign_splits(manifest, recipe.seed, recipe.splits.fractions)
     with log.bar("reading data", len(manifest)) as advance:
         fingerprint = manifest.fingerprint(advance)
-    return Run(recipe, manifest, splits, fingerprint, folder, beside)
+    return Run(recipe, manifest, splits, fingerprint, folder, recipe_dir)
 
 
 @contextmanager
 def owning(folder: Path) -> Iterator[None]:
-    """Hold the run folder against other processes; the lock falls with the process, however it ends."""
+    """Lock the run folder against other processes; the lock ends with the process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

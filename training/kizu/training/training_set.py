@@ -1,4 +1,4 @@
-"""What a detector trains on: the camera's OK alone, or its OK and NG with the run's synthetic NG.
+"""Training set of a detector: the camera's OK alone, or its OK and NG with the run's synthetic NG.
 
 Notable here:
 - Synthetic NG must show what the detector sees: crops of a generator do where it inspects tiles of the same window, and
@@ -23,14 +23,14 @@ from kizu.training.data.labelled import UNKNOWN, LabelledImages, defect_classes,
 from kizu.training.data.loading import training_tensor
 from kizu.training.data.manifest import NG, OK, UNLABELLED, Manifest, Row
 from kizu.training.data.pool import in_order
-from kizu.training.parallel import Processes
+from kizu.training.execution import Execution
 from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection, GeneratorSection, ImageSection
 from kizu.training.run import Run
 
 
 class Sampling(Protocol):
-    """How often what is shown."""
+    """Shares of OK, NG, synthetic NG and unlabelled images in a batch."""
 
     @property
     def ng_share(self) -> float: ...
@@ -40,7 +40,7 @@ class Sampling(Protocol):
     def synthetic_ratio(self) -> float: ...
     @property
     def synthetic_is_ng(self) -> bool:
-        """Whether synthetic NG count among the NG's share of a batch."""
+        """Synthetic NG count among the NG's share of a batch."""
         ...
 
     @property
@@ -56,7 +56,7 @@ class HeldOut:
     images: Tensor
     """Of all tiles: uint8 [M, C, h, w]."""
     owners: Tensor
-    """Which image each tile is of, int64 [M]."""
+    """Index of the image that each tile is of, int64 [M]."""
     labels: Tensor
     """Of the images, 0 or 1, int64 [K]."""
 
@@ -74,13 +74,12 @@ def ok_set(
     run: Run,
     section: DetectorSection,
     seed: int,
+    execution: Execution,
     *,
     unlabelled: bool,
-    device: torch.device,
-    processes: Processes,
-    log: RunLog,
 ) -> TrainingSet:
-    """The train split's OK images and, on demand, its unlabelled ones, whose label is `UNKNOWN`; `seed` orders them."""
+    """Load the train split's OK images and, on demand, its unlabelled ones, labelled `UNKNOWN`; `seed` orders them."""
+    log, device, processes = execution.log, execution.device, execution.processes
     rows = [row for row in run.splits.train if row.label == OK]
     others = [row for row in run.splits.train if unlabelled and row.label == UNLABELLED]
     geometry = run.recipe.image.geometry
@@ -112,49 +111,49 @@ def labelled_set(
     run: Run,
     section: DetectorSection,
     sampling: Sampling,
-    drawn: Manifest | None,
+    synthetic_ng: Manifest | None,
     seed: int,
+    execution: Execution,
     *,
     unlabelled: bool = False,
-    device: torch.device,
-    processes: Processes,
-    log: RunLog,
 ) -> TrainingSet:
-    """The labelled rows of the train split and the NG of `drawn`; says in the log what it is made of.
+    """Load the labelled rows of the train split and this run's synthetic NG; log the composition.
 
     Args:
-        drawn: this run's synthetic NG, if it draws any.
-        seed: draws what is held out, and orders the images.
+        synthetic_ng: this run's synthetic NG, if it has any.
+        seed: chooses what is held out, and orders the images.
         unlabelled: the split's unlabelled rows come as well; their label is `UNKNOWN`.
 
     Raises:
         UserError: there is no NG; or as `labelled_images`.
     """
-    manifest, recipe = run.manifest, run.recipe
+    manifest, log = run.manifest, execution.log
     use_synthetic = sampling.synthetic_ratio > 0
     rows = [row for row in run.splits.train if row.label and (use_synthetic or not (row.synthetic and row.label == NG))]
-    rows, spared = hold_out(rows, seed)
+    rows, held_out_rows = hold_out(rows, seed)
     if unlabelled:
-        rows += _apart(run.splits.train, rows, spared)
+        rows += _unlabelled(run.splits.train, rows, held_out_rows)
     classes = defect_classes(run.splits.train)
-    geometry = recipe.image.geometry
-    with log.bar("preparing images", len(rows) + len(spared)) as advance:
+    geometry = run.recipe.image.geometry
+    with log.bar("preparing images", len(rows) + len(held_out_rows)) as advance:
         images = labelled_images(manifest, rows, geometry, advance, classes=classes)
         held_out = None
-        if spared:
-            tiles = labelled_images(manifest, spared, geometry, advance)
-            held_out = HeldOut(tiles.images, tiles.owners, torch.tensor([int(row.label == NG) for row in spared]))
-    if drawn is not None and use_synthetic:
+        if held_out_rows:
+            tiles = labelled_images(manifest, held_out_rows, geometry, advance)
+            labels = torch.tensor([int(row.label == NG) for row in held_out_rows])
+            held_out = HeldOut(tiles.images, tiles.owners, labels)
+    if synthetic_ng is not None and use_synthetic:
         whole = geometry.model_copy(update={"tile": None, "stride": None})
-        with log.bar("preparing synthetic NG", len(drawn)) as advance:
-            images = joined(images, labelled_images(drawn, drawn.rows, whole, advance, classes=classes))
-    batches = _batches(images, run, section, sampling, seed, device, processes)
-    synthetic = int((images.synthetic & (images.labels == 1)).sum())
-    _say(images, batches, section, geometry.tile is not None, spared, log)
-    return TrainingSet(batches, held_out, synthetic)
+        with log.bar("preparing synthetic NG", len(synthetic_ng)) as advance:
+            more = labelled_images(synthetic_ng, synthetic_ng.rows, whole, advance, classes=classes)
+            images = joined(images, more)
+    batches = _batches(images, run, section, sampling, seed, execution)
+    count = int((images.synthetic & (images.labels == 1)).sum())
+    _log_composition(images, batches, section, geometry.tile is not None, len(held_out_rows), log)
+    return TrainingSet(batches, held_out, count)
 
 
-def check_synthetic_shows_what_is_inspected(
+def check_synthetic_geometry(
     manifest: Manifest, train: Sequence[Row], section: GeneratorSection, image: ImageSection
 ) -> None:
     """Refuse a generator whose images show another part of the product than the detector sees.
@@ -163,7 +162,7 @@ def check_synthetic_shows_what_is_inspected(
         UserError: names the keys and the remedy.
     """
     if section.kind != "stylegan2-ada" or section.placed:
-        return  # these draw in what the detector sees
+        return  # these alter views of the detector
     geometry = image.geometry
     size = section.sides or (geometry.height, geometry.width)
     remedy = "Or train without them: detector.options.synthetic_ratio = 0, or no [generator]."
@@ -194,9 +193,9 @@ def check_synthetic_shows_what_is_inspected(
             )
 
 
-def _apart(train: Sequence[Row], rows: Sequence[Row], spared: Sequence[Row]) -> list[Row]:
-    """The unlabelled rows, without those of boards that were held out as a whole."""
-    held = {row.group for row in spared if row.group} - {row.group for row in rows}
+def _unlabelled(train: Sequence[Row], rows: Sequence[Row], held_out: Sequence[Row]) -> list[Row]:
+    """Return the unlabelled rows, without those of boards that were held out as a whole."""
+    held = {row.group for row in held_out if row.group} - {row.group for row in rows}
     return [row for row in train if row.label == UNLABELLED and row.group not in held]
 
 
@@ -206,8 +205,7 @@ def _batches(
     section: DetectorSection,
     sampling: Sampling,
     seed: int,
-    device: torch.device,
-    processes: Processes,
+    execution: Execution,
 ) -> LabelledBatches:
     clear = images.labels >= 0
     ng, unlabelled = images.labels == 1, images.labels == UNKNOWN
@@ -220,9 +218,10 @@ def _batches(
             f"{run.manifest.root}: the train split has no NG, and '{section.kind}' learns from them.",
             "Add NG images, or choose a detector that learns from OK parts alone: ganomaly or fanogan.",
         )
-    aside = min(round(sampling.unlabelled_share * section.batch_size), section.batch_size - 2) if len(unknown) else 0
+    wanted = round(sampling.unlabelled_share * section.batch_size)
+    unlabelled_count = min(wanted, section.batch_size - 2) if len(unknown) else 0
     counts = apportion(
-        section.batch_size - aside,
+        section.batch_size - unlabelled_count,
         sampling.ng_share,
         len(real),
         len(synthetic),
@@ -230,7 +229,8 @@ def _batches(
         synthetic_is_ng=sampling.synthetic_is_ng,
     )
     members = (ok, real, synthetic, unknown)
-    strata = [Stratum(places, n) for places, n in zip(members, (*counts, aside), strict=True) if n]
+    per_batch = (*counts, unlabelled_count)
+    strata = [Stratum(indices, n) for indices, n in zip(members, per_batch, strict=True) if n]
     return LabelledBatches(
         images.images,
         seed,
@@ -242,18 +242,18 @@ def _batches(
         synthetic=images.synthetic,
         strata=strata,
         epoch=int((clear & ~images.synthetic).sum()),
-        device=device,
-        rank=processes.rank,
-        world_size=processes.world_size,
+        device=execution.device,
+        rank=execution.processes.rank,
+        world_size=execution.processes.world_size,
     )
 
 
-def _say(
+def _log_composition(
     images: LabelledImages,
     batches: LabelledBatches,
     section: DetectorSection,
     tiles: bool,
-    spared: Sequence[Row],
+    held_out: int,
     log: RunLog,
 ) -> None:
     ng, synthetic = images.labels == 1, images.synthetic
@@ -268,8 +268,8 @@ def _say(
         + ", ".join(f"{s.per_batch} of {len(s.members)}" for s in batches.strata)
     )
     held = (
-        f"{len(spared)} images held out of training to calibrate scores"
-        if spared
+        f"{held_out} images held out of training to calibrate scores"
+        if held_out
         else ("too few NG to hold any out: scores are not calibrated")
     )
     log.say(held)

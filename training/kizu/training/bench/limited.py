@@ -32,9 +32,12 @@ from kizu.training.data.manifest import Manifest
 from kizu.training.data.splits import assign_splits
 from kizu.training.evaluation.features import FeatureExtractor, load_extractor, load_inception, train_extractor
 from kizu.training.evaluation.kid_fid import real_floor
+from kizu.training.execution import Execution
+from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog, save_grid
 from kizu.training.recipe import GeneratorSection
-from kizu.training.synthesis import DefectImages, GeneratorJob, read_metrics
+from kizu.training.synthesis.generator_job import DefectImages, GeneratorJob
+from kizu.training.synthesis.metrics import read_metrics
 
 REFERENCE_FILE = "reference.pt"
 EXTRACTOR_FILE = "features.pt"
@@ -152,11 +155,11 @@ def run_arm(arm: Arm, settings: Settings, folder: Path) -> dict[str, Any]:
         seed=arm.seed,
         folder=folder / arm.name,
         name=arm.name,
-        log=log,
+        execution=Execution(log, Processes().device("auto"), resume=True),
         extractor=extractor_of(settings, folder),
         reference=pixels,
     )
-    generator = job.train(resume=True)
+    generator = job.train()
     log.close()
     result = {
         **asdict(arm),

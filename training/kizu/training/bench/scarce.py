@@ -30,12 +30,13 @@ from kizu.training.data.labelled import defect_classes
 from kizu.training.data.manifest import NG, OK, Manifest, Row
 from kizu.training.data.splits import Splits, assign_splits
 from kizu.training.detectors import create_detector
+from kizu.training.execution import Execution
 from kizu.training.generators import check_keys
-from kizu.training.generators.stage import FOLDER as GENERATOR_FOLDER
-from kizu.training.pipeline import SCORES_FILE, train_run
+from kizu.training.parallel import Processes
+from kizu.training.pipeline import train_run
 from kizu.training.progress import RunLog
 from kizu.training.recipe import Recipe
-from kizu.training.run import Run, owning
+from kizu.training.run import GENERATOR_FOLDER, SCORES_FILE, Run, owning
 
 RESULT_FILE = "arm.json"
 SETTINGS_FILE = "settings.json"
@@ -101,7 +102,7 @@ def run_arm(
     log = RunLog(own, quiet=True)
     began, cpu = time.perf_counter(), time.process_time()
     try:
-        bundle = train_run(run, log, device=settings.device, resume=True)
+        bundle = train_run(run, Execution(log, Processes().device(settings.device), resume=True))
     finally:
         log.close()
     assert bundle is not None, "one process trains alone"

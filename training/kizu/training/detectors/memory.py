@@ -42,12 +42,12 @@ from kizu.training.data.batches import Batch
 from kizu.training.detectors.classifier import load_backbone
 from kizu.training.detectors.method import OneClass
 from kizu.training.generators import GAN
-from kizu.training.generators.stage import FOLDER as GENERATOR_FOLDER
 from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW
 from kizu.training.penalties import spectral_normalised
 from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
+from kizu.training.run import GENERATOR_FOLDER
 from kizu.training.training_set import TrainingSet
 
 CANDIDATES = 50_000

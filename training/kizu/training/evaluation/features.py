@@ -118,7 +118,8 @@ class _FidelityInception(nn.Module):
             self.network = FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=copy)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)[0]
+        features: Tensor = self.network(images)[0]
+        return features
 
 
 class _TorchvisionInception(nn.Module):
@@ -136,7 +137,8 @@ class _TorchvisionInception(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         scaled = images.float() / 127.5 - 1
-        return self.network(F.interpolate(scaled, (299, 299), mode="bilinear", antialias=True))
+        features: Tensor = self.network(F.interpolate(scaled, (299, 299), mode="bilinear", antialias=True))
+        return features
 
 
 class ContrastiveExtractor(nn.Module):
@@ -185,7 +187,8 @@ class ContrastiveExtractor(nn.Module):
         """[N, C, h, w] in [−1, 1] → [N, 128], not standardised."""
         maps = self.trunk(images)
         # The mean tells what an image is made of; the maximum keeps a defect that covers a hundredth of it.
-        return self.pooled(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
+        features: Tensor = self.pooled(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
+        return features
 
     def save(self, path: Path) -> None:
         """Write what `load_extractor` reads, whole or not at all."""
@@ -240,7 +243,7 @@ def train_extractor(
         head = nn.Sequential(nn.ReLU(), nn.Linear(DIMENSIONS, DIMENSIONS), nn.ReLU(), nn.Linear(DIMENSIONS, 64))
     _initialise(extractor, generator)
     _initialise(head, generator)
-    pool = torch.cat([extractor.reduce(chunk.cpu()) for chunk in images.split(256)])
+    pool = torch.cat([extractor.reduce(chunk.cpu()) for chunk in torch.split(images, 256)])
     with torch.enable_grad():
         _contrast(nn.ModuleList([extractor, head]), pool, generator, steps, progress)
     extractor.requires_grad_(False).eval()
@@ -272,7 +275,7 @@ def _contrast(
         loss = nt_xent(head(extractor.represent(torch.cat([_view(batch, generator), _view(batch, generator)]))))
         optimizer.param_groups[0]["lr"] = 1e-3 * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         if progress:
             progress(1)
@@ -330,7 +333,7 @@ def _in_chunks(network: Callable[[Tensor], Tensor], images: Tensor, like: Tensor
         like = next(network.parameters())
     device = torch.device("cpu") if like is None else like.device
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        return torch.cat([network(chunk.to(device)).float().cpu() for chunk in images.split(_CHUNK)])
+        return torch.cat([network(chunk.to(device)).float().cpu() for chunk in torch.split(images, _CHUNK)])
 
 
 def _check(images: Tensor) -> None:

@@ -43,11 +43,13 @@ class Scored:
 
     @property
     def ng(self) -> NDArray[np.float32]:
-        return self.scores[self.labels == 1]
+        """Scores of NG rows."""
+        return np.asarray(self.scores[self.labels == 1])
 
     @property
     def ok(self) -> NDArray[np.float32]:
-        return self.scores[self.labels == 0]
+        """Scores of OK rows."""
+        return np.asarray(self.scores[self.labels == 0])
 
     @property
     def images_per_second(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Ways to make synthetic NG: one module each, and one line here."""
+"""Ways to synthesise NG: one module each, and one line here."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from kizu.training import options
 from kizu.training.augment.ada import AugmentConfig
 from kizu.training.generators.classic import Classic, ClassicConfig
 from kizu.training.generators.cutpaste import CutPaste, CutPasteConfig
-from kizu.training.generators.drawing import Drawer
 from kizu.training.generators.perlin import Perlin, PerlinConfig
 from kizu.training.generators.placing import OPTIONS as PLACING_OPTIONS
 from kizu.training.generators.placing import PlacingConfig
 from kizu.training.generators.poisson import Poisson, PoissonConfig
+from kizu.training.generators.sampling import Sampler
 from kizu.training.generators.stylegan2_ada import PRESETS as TRAINING_PRESETS
 from kizu.training.generators.stylegan2_ada import StyleGAN2ADAConfig
 from kizu.training.generators.views import Materials
@@ -26,24 +26,24 @@ GAN = "stylegan2-ada"
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A kind that does not train."""
+class UntrainedKind:
+    """A kind that does not train: its options, its sampler and what that needs."""
 
     config: type
-    drawer: Callable[[Any, Materials], Drawer]
+    sampler: Callable[[Any, Materials], Sampler]
     needs_ok: bool = True
     needs_ng: bool = False
     located_ng_if: Callable[[Any], bool] | None = None
-    """Tells of a configuration whether it needs NG whose defects are located."""
+    """Predicate on the configuration: it needs NG whose defects are located."""
 
 
-DRAWN = {
-    "classic": Drawing(ClassicConfig, Classic, needs_ok=False, needs_ng=True),
-    "cutpaste": Drawing(CutPasteConfig, CutPaste),
-    "poisson": Drawing(PoissonConfig, Poisson, located_ng_if=lambda config: bool(config.patches == "ng")),
-    "perlin": Drawing(PerlinConfig, Perlin),
+UNTRAINED = {
+    "classic": UntrainedKind(ClassicConfig, Classic, needs_ok=False, needs_ng=True),
+    "cutpaste": UntrainedKind(CutPasteConfig, CutPaste),
+    "poisson": UntrainedKind(PoissonConfig, Poisson, located_ng_if=lambda config: bool(config.patches == "ng")),
+    "perlin": UntrainedKind(PerlinConfig, Perlin),
 }
-GENERATORS = (GAN, *DRAWN)
+GENERATORS = (GAN, *UNTRAINED)
 OF_EVERY_KIND = {"kind", "count", "filter", "keep", "options"}
 """Keys of `[generator]` that apply whatever the kind."""
 
@@ -122,7 +122,7 @@ def drawing_config(section: GeneratorSection) -> Any:
     Raises:
         UserError: unknown option, or a value out of range.
     """
-    config = DRAWN[section.kind].config
+    config = UNTRAINED[section.kind].config
     known = options.known_options(config)
     options.check_names(section.options, known, "generator.options", f"generator '{section.kind}'")
     return options.configure(config, {}, section.options, "generator.options")

@@ -1,4 +1,4 @@
-"""How a piece of one image is put into another so that its border does not show.
+"""Put a piece of one image into another without a visible border.
 
 Pérez, Gangnet & Blake, "Poisson image editing", SIGGRAPH 2003: the piece keeps its gradients, the border the
 background's values. Feathering fades over a few pixels instead.

@@ -1,4 +1,4 @@
-"""Real NG of the train split, altered as a camera's images vary anyway, only more.
+"""Real NG of the train split, altered in the ways that a camera's images vary, more strongly.
 
 Notable here:
 - The oversampler's baseline: whatever a costlier generator promises has to beat this one.
@@ -14,7 +14,7 @@ import torch
 
 from kizu.training.augment.classic import augmented
 from kizu.training.data.loading import to_pixels
-from kizu.training.generators.drawing import ATTEMPTS, Drawn, to_unit
+from kizu.training.generators.sampling import ATTEMPTS, Sample, to_unit
 from kizu.training.generators.views import Materials
 
 
@@ -43,13 +43,13 @@ class ClassicConfig:
 
 
 class Classic:
-    """Draws from real NG."""
+    """Sampler of altered real NG."""
 
     def __init__(self, config: ClassicConfig, materials: Materials):
         self.config, self.materials = config, materials
 
-    def draw(self, rng: np.random.Generator, name: str) -> Drawn:
-        """One image of the class `name`; its defect stays in sight, the mask is empty where it is not known."""
+    def sample(self, rng: np.random.Generator, name: str) -> Sample:
+        """Return one image of the class `name`; its defect stays in sight, the mask is empty where it is not known."""
         ng = self.materials.ng
         assert ng is not None
         of_class = [i for i, found in enumerate(ng.classes) if found == name]
@@ -62,5 +62,5 @@ class Classic:
             assert moved is not None
             mask = moved >= 0.5
             if 2 * mask.sum() >= known.sum():
-                return Drawn(to_pixels(made)[0].numpy(), mask[0, 0].numpy())
-        return Drawn(ng.images[chosen].numpy(), ng.masks[chosen, 0].numpy() > 0)
+                return Sample(to_pixels(made)[0].numpy(), mask[0, 0].numpy())
+        return Sample(ng.images[chosen].numpy(), ng.masks[chosen, 0].numpy() > 0)

@@ -4,7 +4,7 @@ Li, Sohn, Yoon & Pfister, "CutPaste: Self-supervised learning for anomaly detect
 section 2.2: both shapes, jittered in colour, the scar turned as well.
 
 Notable here:
-- It learns nothing and needs no NG, so it is at hand from the first day; what it draws is like no defect in particular.
+- It learns nothing and needs no NG, so it works from the first day; its images show no defect in particular.
 - Sizes are shares of the view, so that they mean the same at any resolution (the paper's are for 256 px).
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from kizu.training.generators.drawing import Drawn, Floats, Mask, to_bytes, until_visible, visible_change
+from kizu.training.generators.sampling import Floats, Mask, Sample, to_bytes, until_visible, visible_change
 from kizu.training.generators.views import Materials
 
 
@@ -41,17 +41,17 @@ class CutPasteConfig:
 
 
 class CutPaste:
-    """Draws from OK views."""
+    """Sampler of OK views with a pasted rectangle or scar."""
 
     def __init__(self, config: CutPasteConfig, materials: Materials):
         self.config, self.materials = config, materials
 
-    def draw(self, rng: np.random.Generator, name: str) -> Drawn:
-        """One image."""
+    def sample(self, rng: np.random.Generator, name: str) -> Sample:
+        """Return one image."""
         del name
         return until_visible(lambda: self._attempt(rng))
 
-    def _attempt(self, rng: np.random.Generator) -> Drawn:
+    def _attempt(self, rng: np.random.Generator) -> Sample:
         assert self.materials.ok is not None
         view = self.materials.view(int(rng.integers(len(self.materials.ok))))
         shape = self._scar(rng, view.shape[1:]) if rng.random() < self.config.scars else self._rectangle(rng, view)
@@ -66,7 +66,7 @@ class CutPaste:
         pasted[:, to_y : to_y + height, to_x : to_x + width][:, shape] = piece[:, shape]
         where = np.zeros(view.shape[1:], bool)
         where[to_y : to_y + height, to_x : to_x + width] = shape
-        return Drawn(to_bytes(pasted), visible_change(view, pasted, where))
+        return Sample(to_bytes(pasted), visible_change(view, pasted, where))
 
     def _rectangle(self, rng: np.random.Generator, view: Floats) -> Mask:
         return np.ones(rectangle(rng, view.shape[1], view.shape[2], self.config.smallest, self.config.largest), bool)
@@ -78,8 +78,8 @@ class CutPaste:
         angle = np.deg2rad(rng.uniform(-45, 45)) + (np.pi / 2) * int(rng.integers(2))
         half = int(np.ceil(long / 2))
         y, x = np.mgrid[-half : half + 1, -half : half + 1]
-        along, beside = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-        bar = (np.abs(along) <= long / 2) & (np.abs(beside) < wide / 2)
+        along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        bar = (np.abs(along) <= long / 2) & (np.abs(across) < wide / 2)
         rows, columns = ndimage.find_objects(bar.astype(np.int8))[0]
         return np.asarray(bar[rows, columns])
 

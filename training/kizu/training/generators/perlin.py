@@ -1,10 +1,10 @@
 """Noise-shaped regions of an OK view, filled with a strongly altered piece of another (DRAEM).
 
-Zavrtanik, Kristan & Skočaj, ICCV 2021, section 3.3, as `kizu.training.augment.anomalies` draws it; here each image is
-kept as synthetic NG with its mask.
+Zavrtanik, Kristan & Skočaj, ICCV 2021, section 3.3, as in `kizu.training.augment.anomalies`; here each image is kept as
+synthetic NG with its mask.
 
 Notable here:
-- What it draws need not look like a defect: it teaches a detector what deviates, not what defects look like.
+- An image need not look like a defect: it teaches a detector what deviates, not what defects look like.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from kizu.training.augment.anomalies import FINEST, OPACITY, THRESHOLD, perlin_anomalies
 from kizu.training.data.loading import to_pixels
-from kizu.training.generators.drawing import VISIBLE, Drawn, to_unit, until_visible
+from kizu.training.generators.sampling import VISIBLE, Sample, to_unit, until_visible
 from kizu.training.generators.views import Materials
 
 
@@ -42,17 +42,17 @@ class PerlinConfig:
 
 
 class Perlin:
-    """Draws from OK views."""
+    """Sampler of OK views with noise-shaped anomalies."""
 
     def __init__(self, config: PerlinConfig, materials: Materials):
         self.config, self.materials = config, materials
 
-    def draw(self, rng: np.random.Generator, name: str) -> Drawn:
-        """One image."""
+    def sample(self, rng: np.random.Generator, name: str) -> Sample:
+        """Return one image."""
         del name
         return until_visible(lambda: self._attempt(rng))
 
-    def _attempt(self, rng: np.random.Generator) -> Drawn:
+    def _attempt(self, rng: np.random.Generator) -> Sample:
         config, ok = self.config, self.materials.ok
         assert ok is not None
         image, source = (ok[int(n)][None] for n in rng.integers(len(ok), size=2))
@@ -67,4 +67,4 @@ class Perlin:
                 finest=config.finest,
                 visible=2 * VISIBLE / 255,
             )
-        return Drawn(to_pixels(made)[0].numpy(), masks[0, 0].numpy() > 0)
+        return Sample(to_pixels(made)[0].numpy(), masks[0, 0].numpy() > 0)

@@ -1,4 +1,4 @@
-"""NG crops that a generator drew → defects in real OK views, with their masks.
+"""Defects of synthetic NG crops, placed in real OK views with their masks.
 
 Notable here:
 - A crop goes where the view looks most like the crop's surroundings; what then still differs, about where real defects
@@ -25,34 +25,34 @@ from kizu.errors import UserError
 from kizu.training.data.crops import SPECK, Crops
 from kizu.training.data.synthetic import Batch
 from kizu.training.generators.blending import feather, poisson_blend
-from kizu.training.generators.drawing import (
+from kizu.training.generators.positions import Position, find_positions, laid_out
+from kizu.training.generators.sampling import (
     VISIBLE,
-    Drawn,
     Floats,
     Mask,
+    Sample,
     as_batch,
     batches,
     to_bytes,
     visible_change,
 )
-from kizu.training.generators.places import Place, find_places, laid_out
 from kizu.training.generators.trained import TrainedGenerator
 
 SMALLEST = 8
 """Least side of a crop in pixels of the view."""
 OFTEN, SELDOM = 0.1, 0.05
-"""Where real defects lie in their crops: where at least a tenth of the most frequent place's number do. The ring: where
-at most one in twenty crops shows a defect."""
+"""Centre: pixels that show a defect in at least a tenth as many crops as the most frequent pixel. Ring: pixels that
+show one in at most one of twenty crops."""
 LEAST_RING = 0.25
 """Share of the crop that the ring is, at least; where defects lie anywhere, all of the crop is compared instead."""
 LARGEST = 0.5
 """Share of the crop that a defect covers at most."""
 LEAST_INSIDE = 0.8
 """Share of a defect that stays inside the view."""
-REDRAWN = 12
-"""How often the generator draws again where its crop shows no defect anywhere; an image still is its seed's."""
+RETRIES = 12
+"""Further crops that are sampled where one shows no defect anywhere; an image still is a function of its seed."""
 ANYWHERE = 64
-"""Places that are looked at, whatever their surroundings, for a crop that shows no defect where it fits best."""
+"""Positions that are tried, whatever their surroundings, for a crop that shows no defect where it fits best."""
 MINOR = 0.2
 """Parts of a defect smaller than this share of the largest are left out."""
 
@@ -85,8 +85,8 @@ OPTIONS = tuple(field.name for field in dataclasses.fields(PlacingConfig))
 
 
 @dataclass(frozen=True)
-class DefectPlaces:
-    """Where real defects of one class lie in their crops, and how large they are."""
+class DefectStatistics:
+    """Position and size of real defects of one class in their crops."""
 
     frequency: Tensor
     """Share of crops that show a defect at each pixel, float32 [h, w]."""
@@ -95,31 +95,31 @@ class DefectPlaces:
 
     @property
     def centre(self) -> Mask:
-        """Where a defect is to be looked for."""
+        """Region in which a defect is looked for."""
         frequency = self.frequency.numpy()
         return np.asarray(ndimage.binary_dilation(frequency >= max(OFTEN * frequency.max(), 1e-6)))
 
     @property
     def ring(self) -> Mask:
-        """Where a crop shows its surroundings."""
+        """Region in which a crop shows its surroundings."""
         ring = self.frequency.numpy() <= SELDOM
         return np.asarray(ring if ring.mean() >= LEAST_RING else np.ones_like(ring))
 
     @property
     def ellipse(self) -> Mask:
-        """A defect of the typical size at the typical place."""
+        """Outline of a defect of the typical size at the typical position."""
         frequency = self.frequency.numpy()
         y, x = ndimage.center_of_mass(frequency)
         rows, columns = np.mgrid[: frequency.shape[0], : frequency.shape[1]]
         return np.asarray(((rows - y) * 2 / self.size[0]) ** 2 + ((columns - x) * 2 / self.size[1]) ** 2 <= 1)
 
 
-def defect_places(masks: Tensor) -> DefectPlaces:
-    """From masks of real crops, uint8 [K, 1, h, w], none of them empty."""
+def defect_statistics(masks: Tensor) -> DefectStatistics:
+    """Compute the statistics from masks of real crops, uint8 [K, 1, h, w], none of them empty."""
     solid = masks[:, 0] >= masks.flatten(1).amax(1).clamp(max=128)[:, None, None]
     sides = [[float(part.any(axis).sum()) for axis in (1, 0)] for part in solid]
     down, across = np.median(np.array(sides), axis=0)
-    return DefectPlaces(solid.float().mean(0), (float(max(down, 2)), float(max(across, 2))))
+    return DefectStatistics(solid.float().mean(0), (float(max(down, 2)), float(max(across, 2))))
 
 
 @dataclass(frozen=True)
@@ -131,68 +131,68 @@ class PlacedGenerator:
     """uint8 [M, C, H, W]."""
     size: tuple[int, int]
     """Height and width of a crop in pixels of a view."""
-    places: dict[str, DefectPlaces]
+    statistics: dict[str, DefectStatistics]
     """By class; under the empty name, of all."""
     config: PlacingConfig
     run: str
 
     @property
     def kind(self) -> str:
-        """The generator's."""
+        """Kind of the generator of crops."""
         return self.crops.kind
 
     def class_numbers(self, count: int, wanted: str | None = None) -> list[int]:
-        """As of the generator of crops."""
+        """See `TrainedGenerator`."""
         return self.crops.class_numbers(count, wanted)
 
     def name(self, number: int) -> str:
-        """As of the generator of crops."""
+        """See `TrainedGenerator`."""
         return self.crops.name(number)
 
     def batches(
         self, count: int, *, seed: int = 0, wanted: str | None = None, truncation: float = 1.0, size: int = 32
     ) -> Iterator[Batch]:
-        """`count` views with a defect each, seeds counting up from `seed`."""
+        """Yield `count` views with a defect each, seeds counting up from `seed`."""
         return batches(self, count, seed=seed, wanted=wanted, truncation=truncation, size=size)
 
-    def draw(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> Batch:
-        """One view with a defect, and its mask, for each seed and class number."""
+    def sample(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> Batch:
+        """Return one view with a defect, and its mask, for each seed and class number."""
         streams = [np.random.default_rng((seed, number, 1)) for seed, number in zip(seeds, numbers, strict=True)]
-        placed: dict[int, Drawn] = {}
+        placed: dict[int, Sample] = {}
         latent = list(seeds)
-        for last in range(REDRAWN, -1, -1):
-            left = [place for place in range(len(latent)) if place not in placed]
+        for retries_left in range(RETRIES, -1, -1):
+            left = [index for index in range(len(latent)) if index not in placed]
             if not left:
                 break
-            drawn = self.crops.images([latent[i] for i in left], [numbers[i] for i in left], truncation)
-            for i, piece in zip(left, to_size(drawn, self.size).numpy(), strict=True):
-                where = self.places.get(self.name(numbers[i]), self.places[""])
-                found = place_crop(piece, where, self.views, streams[i], self.config, anyhow=not last)
+            crops = self.crops.images([latent[i] for i in left], [numbers[i] for i in left], truncation)
+            for i, piece in zip(left, to_size(crops, self.size).numpy(), strict=True):
+                statistics = self.statistics.get(self.name(numbers[i]), self.statistics[""])
+                found = place_crop(piece, statistics, self.views, streams[i], self.config, force=not retries_left)
                 if found is not None:
                     placed[i] = found
                 latent[i] = int(streams[i].integers(2**31))
         return as_batch([placed[i] for i in range(len(latent))], [self.name(n) for n in numbers], seeds)
 
     def content(self) -> dict[str, Any]:
-        """All but the generator of crops, as tensors and plain values, for `from_content`."""
-        places = {name: {"frequency": p.frequency, "size": list(p.size)} for name, p in self.places.items()}
+        """Return all but the generator of crops, as tensors and plain values, for `from_content`."""
+        places = {name: {"frequency": s.frequency, "size": list(s.size)} for name, s in self.statistics.items()}
         return {"views": self.views, "size": list(self.size), "places": places}
 
     @classmethod
     def from_content(
         cls, crops: TrainedGenerator, content: dict[str, Any], config: PlacingConfig, run: str
     ) -> PlacedGenerator:
-        """Undo `content`."""
-        places = {
-            name: DefectPlaces(p["frequency"], (float(p["size"][0]), float(p["size"][1])))
-            for name, p in content["places"].items()
+        """Restore what `content` returned."""
+        statistics = {
+            name: DefectStatistics(s["frequency"], (float(s["size"][0]), float(s["size"][1])))
+            for name, s in content["places"].items()
         }
         height, width = content["size"]
-        return cls(crops, content["views"], (int(height), int(width)), places, config, run)
+        return cls(crops, content["views"], (int(height), int(width)), statistics, config, run)
 
 
-def places_of(crops: Crops, size: tuple[int, int]) -> dict[str, DefectPlaces]:
-    """Where the defects of each class lie in crops of `size`; the empty name stands for all classes.
+def statistics_by_class(crops: Crops, size: tuple[int, int]) -> dict[str, DefectStatistics]:
+    """Compute the statistics of each class in crops of `size`; the empty name stands for all classes.
 
     Raises:
         UserError: no crop's defect is located.
@@ -207,16 +207,16 @@ def places_of(crops: Crops, size: tuple[int, int]) -> dict[str, DefectPlaces]:
     masks = to_size(crops.masks, size).round().to(torch.uint8)
     located &= (masks != 0).flatten(1).any(1)
     names = [name.partition("+")[0] for name in crops.classes]
-    found = {"": defect_places(masks[located])}
+    found = {"": defect_statistics(masks[located])}
     for name in sorted(set(names)):
         own = torch.tensor([other == name for other in names]) & located
         if own.any():
-            found[name] = defect_places(masks[own])
+            found[name] = defect_statistics(masks[own])
     return found
 
 
 def size_in_view(window: tuple[float, float], scale: tuple[float, float], view: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels of a view of a crop whose window is (height, width) source pixels.
+    """Return the (height, width) in pixels of a view of a crop whose window is (height, width) source pixels.
 
     Raises:
         UserError: it is larger than the view, or too small to see anything of it.
@@ -235,43 +235,45 @@ def size_in_view(window: tuple[float, float], scale: tuple[float, float], view: 
 
 def place_crop(
     piece: Floats,
-    where: DefectPlaces,
+    statistics: DefectStatistics,
     views: Tensor,
     rng: np.random.Generator,
     config: PlacingConfig,
     *,
-    anyhow: bool = True,
-) -> Drawn | None:
-    """The crop's defect, [C, h, w] from 0 to 255, in one of the views, uint8 [M, C, H, W].
+    force: bool = True,
+) -> Sample | None:
+    """Put the crop's defect, [C, h, w] from 0 to 255, into one of the views, uint8 [M, C, H, W].
 
-    Where no place shows a defect: None; with `anyhow`, what can be seen of it within an ellipse of the typical size, if
-    need be at a place that does not match.
+    Where no position shows a defect: None; with `force`, what can be seen of it within an ellipse of the typical size,
+    if need be at a position that does not match.
 
     Raises:
-        UserError: with `anyhow`, where nothing can be seen anywhere: an image without a defect must not be called NG.
+        UserError: with `force`, where nothing can be seen anywhere: an image without a defect must not be called NG.
     """
     sides = views.shape[2:]
     near = [piece.shape[1 + side] > 0.75 * sides[side] for side in (0, 1)]
     overhang = tuple(round(config.overhang * piece.shape[1 + side]) * near[side] for side in (0, 1))
-    ring, centre = where.ring, where.centre
-    places = find_places(piece, ring, views, rng, candidates=config.candidates, overhang=(overhang[0], overhang[1]))
+    ring, centre = statistics.ring, statistics.centre
+    positions = find_positions(
+        piece, ring, views, rng, candidates=config.candidates, overhang=(overhang[0], overhang[1])
+    )
     tried = []
-    for place in places or [Place(0, 0, 0, np.zeros(len(piece), np.float32), np.inf)]:
-        view = views[place.view].numpy().astype(np.float32)
-        source, there = laid_out(piece + place.offset[:, None, None], place.top, place.left, *sides)
+    for position in positions or [Position(0, 0, 0, np.zeros(len(piece), np.float32), np.inf)]:
+        view = views[position.view].numpy().astype(np.float32)
+        source, there = laid_out(piece + position.offset[:, None, None], position.top, position.left, *sides)
         about, around, typical = (
-            laid_out(mask[None].astype(np.float32), place.top, place.left, *sides)[0][0].astype(bool) & there
-            for mask in (centre, ring, where.ellipse)
+            laid_out(mask[None].astype(np.float32), position.top, position.left, *sides)[0][0].astype(bool) & there
+            for mask in (centre, ring, statistics.ellipse)
         )
         mask = differing(view, source, around, about, there, config.sensitivity)
-        if SPECK <= mask.sum() <= LARGEST * centre.size and _mostly_inside(mask, place, piece.shape[1:]):
+        if SPECK <= mask.sum() <= LARGEST * centre.size and _mostly_inside(mask, position, piece.shape[1:]):
             return _put(view, source, mask, config)
         tried.append((int(visible_change(view, source, typical).sum()), view, source, typical))
-    if not anyhow:
+    if not force:
         return None
     shown, view, source, typical = max(tried, key=lambda attempt: attempt[0])
-    if shown < min(SPECK, where.ellipse.sum()):
-        shown, view, source, typical = max(_anywhere(piece, where, views, rng), key=lambda attempt: attempt[0])
+    if shown < min(SPECK, statistics.ellipse.sum()):
+        shown, view, source, typical = max(_anywhere(piece, statistics, views, rng), key=lambda attempt: attempt[0])
     if not shown:
         raise UserError(
             "generator.placed: the generator draws crops that cannot be told from OK images.",
@@ -281,9 +283,9 @@ def place_crop(
 
 
 def _anywhere(
-    piece: Floats, where: DefectPlaces, views: Tensor, rng: np.random.Generator
+    piece: Floats, statistics: DefectStatistics, views: Tensor, rng: np.random.Generator
 ) -> list[tuple[int, Floats, Floats, Mask]]:
-    """Random places: how many pixels can be seen to differ in the typical ellipse, view, piece laid out, ellipse."""
+    """Try random positions: (visibly differing pixels in the ellipse, view, piece laid out, ellipse) of each."""
     height, width = views.shape[2:]
     found = []
     for _ in range(ANYWHERE):
@@ -292,13 +294,15 @@ def _anywhere(
             int(rng.integers(side - own + 1)) for side, own in zip((height, width), piece.shape[1:], strict=True)
         )
         source, there = laid_out(piece, top, left, height, width)
-        typical = laid_out(where.ellipse[None].astype(np.float32), top, left, height, width)[0][0].astype(bool) & there
+        typical = (
+            laid_out(statistics.ellipse[None].astype(np.float32), top, left, height, width)[0][0].astype(bool) & there
+        )
         found.append((int(visible_change(view, source, typical).sum()), view, source, typical))
     return found
 
 
 def differing(view: Floats, source: Floats, ring: Mask, centre: Mask, there: Mask, sensitivity: float) -> Mask:
-    """The connected parts of what differs that touch the centre, without holes and slightly grown: bool [H, W].
+    """Return the connected parts of what differs that touch the centre, without holes and slightly grown: bool [H, W].
 
     A difference counts above median + k · MAD of the ring's, and above what can be seen.
     """
@@ -324,26 +328,26 @@ def differing(view: Floats, source: Floats, ring: Mask, centre: Mask, there: Mas
 
 
 def to_size(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, C, h, w] → float32 [N, C, *size], without aliasing."""
+    """Resize [N, C, h, w] to float32 [N, C, *size], without aliasing."""
     x = images.to(torch.float32)
     if tuple(x.shape[2:]) == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def _mostly_inside(mask: Mask, place: Place, size: tuple[int, ...]) -> bool:
-    """Whether a defect does not look cut off: little of it lies along an edge of the view that cuts the crop."""
+def _mostly_inside(mask: Mask, position: Position, size: tuple[int, ...]) -> bool:
+    """Check that a defect does not look cut off: little of it lies along an edge of the view that cuts the crop."""
     cut = np.zeros_like(mask)
-    cut[0] |= place.top < 0
-    cut[-1] |= place.top + size[0] > mask.shape[0]
-    cut[:, 0] |= place.left < 0
-    cut[:, -1] |= place.left + size[1] > mask.shape[1]
+    cut[0] |= position.top < 0
+    cut[-1] |= position.top + size[0] > mask.shape[0]
+    cut[:, 0] |= position.left < 0
+    cut[:, -1] |= position.left + size[1] > mask.shape[1]
     return bool((mask & cut).sum() <= (1 - LEAST_INSIDE) * np.sqrt(mask.sum()))
 
 
-def _put(view: Floats, source: Floats, mask: Mask, config: PlacingConfig) -> Drawn:
+def _put(view: Floats, source: Floats, mask: Mask, config: PlacingConfig) -> Sample:
     if config.blend == "poisson":
         grown = ndimage.binary_dilation(mask, iterations=2)
-        return Drawn(to_bytes(poisson_blend(view, source, grown)), mask)
+        return Sample(to_bytes(poisson_blend(view, source, grown)), mask)
     alpha = feather(mask, config.soft)
-    return Drawn(to_bytes(view + alpha * (source - view)), mask)
+    return Sample(to_bytes(view + alpha * (source - view)), mask)

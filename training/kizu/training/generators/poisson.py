@@ -19,12 +19,12 @@ from scipy import ndimage
 
 from kizu.training.generators.blending import poisson_blend
 from kizu.training.generators.cutpaste import rectangle
-from kizu.training.generators.drawing import Drawn, Floats, Mask, to_bytes, until_visible, visible_change
-from kizu.training.generators.places import find_places, laid_out
+from kizu.training.generators.positions import find_positions, laid_out
+from kizu.training.generators.sampling import Floats, Mask, Sample, to_bytes, until_visible, visible_change
 from kizu.training.generators.views import Materials
 
 MARGIN = 6
-"""Pixels around a real defect that are compared with those of a place."""
+"""Pixels around a real defect that are compared with those of a position."""
 GROWN = 2
 """Pixels around a real defect that are taken along, so that the border lies in OK surroundings."""
 
@@ -55,16 +55,16 @@ class PoissonConfig:
 
 
 class Poisson:
-    """Draws from OK views, and from real NG where they lend the pieces."""
+    """Sampler of OK views with blended pieces of other OK views or of real NG."""
 
     def __init__(self, config: PoissonConfig, materials: Materials):
         self.config, self.materials = config, materials
 
-    def draw(self, rng: np.random.Generator, name: str) -> Drawn:
-        """One image; of real defects, one of the class `name`."""
+    def sample(self, rng: np.random.Generator, name: str) -> Sample:
+        """Return one image; of real defects, one of the class `name`."""
         return until_visible(lambda: self._of_ng(rng, name) if self.config.patches == "ng" else self._of_ok(rng))
 
-    def _of_ok(self, rng: np.random.Generator) -> Drawn:
+    def _of_ok(self, rng: np.random.Generator) -> Sample:
         assert self.materials.ok is not None
         view, other = (self.materials.view(int(n)) for n in rng.integers(len(self.materials.ok), size=2))
         tall, wide = view.shape[1:]
@@ -80,7 +80,7 @@ class Poisson:
         inside[top : top + height, left : left + width] = True
         return blended_in(view, source, inside)
 
-    def _of_ng(self, rng: np.random.Generator, name: str) -> Drawn:
+    def _of_ng(self, rng: np.random.Generator, name: str) -> Sample:
         ng, ok = self.materials.ng, self.materials.ok
         assert ng is not None
         assert ok is not None
@@ -96,20 +96,20 @@ class Poisson:
         )
         piece, grown = image[:, *window], ndimage.binary_dilation(defect[window], iterations=GROWN)
         ring = ~grown if (~grown).any() else np.ones_like(grown)
-        places = find_places(piece, ring, ok, rng, candidates=self.config.candidates)
-        place = places[0]
-        view = self.materials.view(place.view)
-        source, there = laid_out(piece, place.top, place.left, height, width)
-        inside, _ = laid_out(grown[None].astype(np.float32), place.top, place.left, height, width)
+        positions = find_positions(piece, ring, ok, rng, candidates=self.config.candidates)
+        position = positions[0]
+        view = self.materials.view(position.view)
+        source, there = laid_out(piece, position.top, position.left, height, width)
+        inside, _ = laid_out(grown[None].astype(np.float32), position.top, position.left, height, width)
         shape = (inside[0] > 0) & there
         shape.flat[0] &= not shape.all()  # a defect all over the view leaves one pixel, for the level
         return blended_in(view, source, shape)
 
 
-def blended_in(view: Floats, source: Floats, inside: Mask) -> Drawn:
+def blended_in(view: Floats, source: Floats, inside: Mask) -> Sample:
     """`inside` of the view filled with the source's gradients, and where that can be seen."""
     blended = poisson_blend(view, source, inside).clip(0, 255)
-    return Drawn(to_bytes(blended), visible_change(view, blended, inside))
+    return Sample(to_bytes(blended), visible_change(view, blended, inside))
 
 
 def one_part(mask: Mask, rng: np.random.Generator) -> Mask:

@@ -1,4 +1,4 @@
-"""How a StyleGAN2-ADA trains (networks: `kizu.models.stylegan2`).
+"""Training of a StyleGAN2-ADA (networks: `kizu.models.stylegan2`).
 
 Karras et al., "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020 (ADA) on "Analyzing and
 Improving the Image Quality of StyleGAN", CVPR 2020. Other losses, penalties, priors and augmentations are options.
@@ -15,6 +15,7 @@ Notable here:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -129,14 +130,14 @@ class StyleGAN2ADAConfig:
         half_life = 1000 * (self.batch_size * 10 / 32 if self.ema_kimg is None else self.ema_kimg)
         if self.ema_ramp_up is not None:
             half_life = min(half_life, self.ema_ramp_up * (step + 1) * self.batch_size)
-        return 0.5 ** (self.batch_size / max(half_life, 1e-8))
+        return math.pow(0.5, self.batch_size / max(half_life, 1e-8))
 
 
 PRESETS: dict[str, dict[str, float]] = {
     # At 32 px the paper trains without both, too (its configuration for CIFAR-10).
     "demo": {"path_length": 0.0, "style_mixing": 0.0},
 }
-"""What a preset of the networks changes in how they train."""
+"""Changes of training that come with a preset of the networks."""
 
 
 class StyleGAN2ADAMethod:
@@ -264,8 +265,10 @@ class StyleGAN2ADAMethod:
 
     def _augmented(self, images: Tensor) -> Tensor:
         if self.config.augment == "ada":
-            return self._augment(images, self.ada.p)
-        return self._diffaugment(images) if self.config.augment == "diffaugment" else images
+            images = self._augment(images, self.ada.p)
+        elif self.config.augment == "diffaugment":
+            images = self._diffaugment(images)
+        return images
 
     def _shared_weights(self) -> AbstractContextManager[None]:
         """One power iteration per update, however often D is called in it."""
@@ -316,7 +319,7 @@ class StyleGAN2ADAMethod:
         return {"total": torch.stack(list(losses.values())).sum(), **losses, **figures}
 
     def _consistency_losses(self, real: Tensor, labels: Tensor, fake: Tensor, classes: Tensor, z: Tensor) -> Tensor:
-        """On D as it is, without the augmentation that trains it."""
+        """Consistency terms of D without the augmentation that trains it."""
         near = None
         if self._consistency.needs_near:
             with torch.no_grad():

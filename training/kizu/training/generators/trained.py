@@ -1,7 +1,7 @@
-"""A generator that has learned to draw defects: what a run keeps of it, and images on demand.
+"""A trained generator of defects: its file in a run, and images on demand.
 
 Notable here:
-- An image is a function of weights, seed, class and ψ: each seed draws its own z and its own noise maps, whatever else
+- An image is a function of weights, seed, class and ψ: each seed has its own z and its own noise maps, whatever else
   is in the batch.
 - One file, tensors and plain values only, read with `weights_only=True`.
 """
@@ -24,8 +24,8 @@ from kizu.models.stylegan2 import Generator, StyleGAN2Config
 from kizu.training.data.loading import to_pixels
 from kizu.training.data.synthetic import Batch
 from kizu.training.priors import Prior, make_prior
+from kizu.training.run import GENERATOR_FILE
 
-FILE = "generator.pt"
 FORMAT = 1
 NOISE = 1 << 31
 """From an image's seed to that of its noise maps; far enough that no other image's z comes from it."""
@@ -43,7 +43,7 @@ class TrainedGenerator:
     prior: Prior
     kind: str = "stylegan2-ada"
     run: str = ""
-    """What tells this generator from others of its kind."""
+    """Identifies this generator among others of its kind."""
     conditional: bool = False
 
     @property
@@ -52,7 +52,7 @@ class TrainedGenerator:
         return self.network.config
 
     def class_numbers(self, count: int, wanted: str | None = None) -> list[int]:
-        """The classes of `count` images: `wanted`, or as often as in training, evenly interleaved.
+        """Return the classes of `count` images: `wanted`, or as often as in training, evenly interleaved.
 
         Raises:
             UserError: the generator never saw the class, or cannot be asked for one.
@@ -71,12 +71,12 @@ class TrainedGenerator:
         return [self.classes.index(wanted)] * count
 
     def name(self, number: int) -> str:
-        """The class of an image, `NG` where the generator does not tell classes apart."""
+        """Return the name of a class, `NG` where the generator does not tell classes apart."""
         return self.classes[number] if self.conditional or len(self.classes) == 1 else "NG"
 
     @torch.no_grad()
     def images(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> Tensor:
-        """uint8 [N, C, H, W], one image for each seed and class number."""
+        """Return one image for each seed and class number: uint8 [N, C, H, W]."""
         device = next(self.network.parameters()).device
         classes = torch.tensor(list(numbers), device=device) if self.conditional else None
         made = self.network(
@@ -88,31 +88,31 @@ class TrainedGenerator:
         return to_pixels(made).cpu()
 
     def latents(self, seeds: Sequence[int]) -> Tensor:
-        """z [N, latent], each from its seed."""
+        """Return z [N, latent], each from its seed."""
         with torch.random.fork_rng(devices=[]):
-            drawn = []
+            latents = []
             for seed in seeds:
                 torch.manual_seed(seed)
-                drawn.append(self.prior.sample(1, "cpu"))
-        return torch.cat(drawn)
+                latents.append(self.prior.sample(1, "cpu"))
+        return torch.cat(latents)
 
     def batches(
         self, count: int, *, seed: int = 0, wanted: str | None = None, truncation: float = 1.0, size: int = 32
     ) -> Iterator[Batch]:
-        """`count` images with their classes and seeds, seeds counting up from `seed`."""
+        """Yield `count` images with their classes and seeds, seeds counting up from `seed`."""
         numbers = self.class_numbers(count, wanted)
         for start in range(0, count, size):
             chunk = numbers[start : start + size]
             seeds = list(range(seed + start, seed + start + len(chunk)))
-            yield self.draw(seeds, chunk, truncation)
+            yield self.sample(seeds, chunk, truncation)
 
-    def draw(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> Batch:
-        """One image for each seed and class number, without masks: where its defects are, a generator cannot tell."""
+    def sample(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> Batch:
+        """Return one image for each seed and class number, without masks: where its defects are is not known."""
         return Batch(self.images(seeds, numbers, truncation), [self.name(n) for n in numbers], list(seeds))
 
     def save(self, folder: Path) -> Path:
         """Write `generator.pt`, whole or not at all."""
-        path = folder / FILE
+        path = folder / GENERATOR_FILE
         state: dict[str, Any] = {
             "format": FORMAT,
             "kind": self.kind,
@@ -135,7 +135,7 @@ class TrainedGenerator:
         Raises:
             UserError: there is none, or it is damaged or from a newer Kizu.
         """
-        path = folder / FILE
+        path = folder / GENERATOR_FILE
         if not path.exists():
             raise UserError(
                 f"{folder} holds no trained generator.",
@@ -159,17 +159,17 @@ class TrainedGenerator:
 
 
 def make_prior_from_state(state: dict[str, Any], latent: int) -> Prior:
-    """The prior that gave this state."""
+    """Restore the prior that gave this state."""
     return make_prior(state["kind"], latent, images=None, state=state)
 
 
 def interleaved(counts: Sequence[int], count: int) -> list[int]:
-    """Class numbers in proportion to `counts`: each next one goes to the class that is furthest behind its share."""
+    """Return class numbers in proportion to `counts`: each next one is of the class furthest behind its share."""
     total = sum(counts)
     given: Counter[int] = Counter()
     order = []
-    for place in range(1, count + 1):
-        behind = max(range(len(counts)), key=lambda k: (counts[k] * place / total - given[k], -k))
+    for length in range(1, count + 1):
+        behind = max(range(len(counts)), key=lambda k: (counts[k] * length / total - given[k], -k))
         given[behind] += 1
         order.append(behind)
     return order

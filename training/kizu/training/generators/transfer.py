@@ -8,28 +8,26 @@ Notable here:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from kizu.errors import UserError
 from kizu.training import checkpoint
-
-if TYPE_CHECKING:
-    from kizu.training.generators.stylegan2_ada import StyleGAN2ADAMethod
+from kizu.training.generators.stylegan2_ada import StyleGAN2ADAMethod
+from kizu.training.run import GENERATOR_FOLDER
 
 _SHOWN = 8
 
 
 def start_from(method: StyleGAN2ADAMethod, run: Path, *, partly: bool = False) -> str:
-    """Copy weights from the checkpoint of `run` (a run's folder, or its `generator` folder); returns what matched.
+    """Copy weights from the checkpoint of `run` (a run's folder, or its `generator` folder); return a report.
 
     p, the mean path length and the optimisers start afresh.
 
     Raises:
         UserError: there is no such checkpoint; a tensor is missing or of another shape (with `partly`: all are).
     """
-    folder = run / "generator" if (run / "generator").is_dir() else run
+    folder = run / GENERATOR_FOLDER if (run / GENERATOR_FOLDER).is_dir() else run
     state = checkpoint.load(folder)
     if state is None:
         raise UserError(
@@ -65,7 +63,7 @@ def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _fitting(network: nn.Module, found: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors that fit, and in words what does not."""
+    """Return the tensors that fit, and a line for each that does not."""
     fitting, problems = {}, []
     for name, own in network.state_dict().items():
         if name not in found:

@@ -1,10 +1,10 @@
-"""The train split as the detector sees it: OK views to draw defects into, and real NG views with their masks.
+"""The train split as the detector sees it: OK views to put defects into, and real NG views with their masks.
 
 Notable here:
-- A view is a whole image or a tile, through the very geometry that ships; what is drawn in views shows what is
+- A view is a whole image or a tile, through the very geometry that ships; synthetic NG made of views show what is
   inspected, whatever the recipe.
 - Memory is bounded: of many images, or of large ones, a seeded sample of views is taken, spread over the images.
-- Calibration and test never lend a view.
+- No view comes from calibration or test.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class OkViews:
-    """OK views, and how large source pixels are in them."""
+    """OK views and their scale."""
 
     images: Tensor
     """uint8 [M, C, h, w]."""
@@ -60,17 +60,17 @@ class NgViews:
 
     @property
     def located(self) -> Tensor:
-        """Whether it is known which pixels are defect, bool [K]."""
+        """Views whose defect pixels are known, bool [K]."""
         return (self.masks != 0).flatten(1).any(1)
 
     def only(self, chosen: Tensor) -> NgViews:
-        """Those at the places where `chosen`, bool [K], is true."""
-        places = chosen.nonzero()[:, 0]
-        return NgViews(self.images[places], self.masks[places], [self.classes[i] for i in places.tolist()])
+        """Return the views where `chosen`, bool [K], is true."""
+        indices = chosen.nonzero()[:, 0]
+        return NgViews(self.images[indices], self.masks[indices], [self.classes[i] for i in indices.tolist()])
 
     @property
     def counts(self) -> dict[str, int]:
-        """Views of each class, by name."""
+        """Number of views of each class, by name."""
         return dict(sorted(Counter(self.classes).items()))
 
 
@@ -83,7 +83,7 @@ def ok_views(
     most: int = MOST_VIEWS,
     progress: Progress | None = None,
 ) -> OkViews:
-    """At most `most` views of the camera's OK among `rows`, a function of rows, geometry and seed.
+    """Return at most `most` views of the camera's OK among `rows`, a function of rows, geometry and seed.
 
     Raises:
         UserError: there is no OK image; or as `training_tensor`.
@@ -114,7 +114,7 @@ def ok_views(
 
 
 def ng_views(manifest: Manifest, rows: Sequence[Row], geometry: InputGeometry) -> NgViews:
-    """The camera's NG among `rows` as views: whole images, or tiles with a defect in their middle.
+    """Return the camera's NG among `rows` as views: whole images, or tiles with a defect in their middle.
 
     Raises:
         UserError: there is no NG image; NG without boxes or mask where the geometry tiles; an image, mask or box at
@@ -141,30 +141,30 @@ def ng_views(manifest: Manifest, rows: Sequence[Row], geometry: InputGeometry) -
 
 
 def _solid(shares: Tensor) -> Tensor:
-    """Shares of pixels as a mask of 0 and 255; a defect thinner than half a pixel has the pixels that show it most."""
+    """Turn shares of pixels into masks of 0 and 255; a defect under half a pixel has the pixels that show it most."""
     highest = shares.flatten(1).amax(1)[:, None, None, None]
     return torch.where((shares >= highest.clamp(max=128)) & (highest > 0), 255, 0).to(torch.uint8)
 
 
 @dataclass(frozen=True)
 class Materials:
-    """What a way to draw defects works with; each may be missing where it is not needed."""
+    """Camera images that a sampler works with; each kind may be missing where it is not needed."""
 
     ok: Tensor | None = None
     """OK views, uint8 [M, C, h, w]."""
     ng: NgViews | None = None
 
-    def view(self, place: int) -> NDArray[np.float32]:
-        """An OK view, float32 [C, h, w] from 0 to 255."""
+    def view(self, index: int) -> NDArray[np.float32]:
+        """Return an OK view, float32 [C, h, w] from 0 to 255."""
         assert self.ok is not None
-        return self.ok[place].numpy().astype(np.float32)
+        return self.ok[index].numpy().astype(np.float32)
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values, for `from_state`."""
+        """Return tensors and plain values, for `from_state`."""
         ng = None if self.ng is None else {"images": self.ng.images, "masks": self.ng.masks, "classes": self.ng.classes}
         return {"ok": self.ok, "ng": ng}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Materials:
-        """Undo `state`."""
+        """Restore what `state` returned."""
         return cls(state["ok"], None if state["ng"] is None else NgViews(**state["ng"]))

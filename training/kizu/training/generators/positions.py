@@ -1,11 +1,11 @@
-"""Where a piece of an NG image could have been: the places in OK views whose surroundings are most like its own.
+"""Positions for a piece of an NG image: those in OK views whose surroundings are most like its own.
 
 Notable here:
 - What is compared is the ring, the piece's pixels around the defect; the defect itself has no say.
-- Light differs from part to part, so the mean difference of each channel is taken out first, up to a bound, and told
-  with the place.
-- Each time a third of the views stands for election, so that of few views the best does not always win.
-- Two passes: some hundreds of random places by a few hundred pixels of the ring, then the best of them shifted by a
+- Light differs from part to part, so the mean difference of each channel is taken out first, up to a bound, and
+  returned with the position.
+- Each search looks at a random third of the views, so that of few views the best does not always win.
+- Two passes: some hundreds of random positions by a few hundred pixels of the ring, then the best of them shifted by a
   pixel or two and compared by more.
 """
 
@@ -20,13 +20,13 @@ from torch import Tensor
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-Places = NDArray[np.int64]
+Positions = NDArray[np.int64]
 """[P, 3]: view, top and left of each; top and left may be negative."""
 
 SCREENED_BY, COMPARED_BY = 256, 2048
 """Pixels of the ring, at most."""
 REFINED = 8
-"""Places that the second pass moves about."""
+"""Positions that the second pass moves about."""
 REACH = 2
 """Pixels that it moves them by."""
 LEAST_RING = 0.4
@@ -36,8 +36,8 @@ LIGHT = 32.0
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a piece goes."""
+class Position:
+    """A position for a piece."""
 
     view: int
     top: int
@@ -48,7 +48,7 @@ class Place:
     """Mean absolute difference of the rings after that, of 255."""
 
 
-def find_places(
+def find_positions(
     piece: Floats,
     ring: Mask,
     views: Tensor,
@@ -56,19 +56,19 @@ def find_places(
     *,
     candidates: int = 1024,
     overhang: tuple[int, int] = (0, 0),
-) -> list[Place]:
-    """Places for a piece, the best first: at most `REFINED`, none where no candidate shows enough of the ring.
+) -> list[Position]:
+    """Find positions for a piece, the best first: at most `REFINED`, none where no candidate shows enough of the ring.
 
     Args:
         piece: [C, h, w] from 0 to 255.
         ring: its pixels to compare, bool [h, w].
         views: uint8 [M, C, H, W] with H ≥ h and W ≥ w.
-        candidates: pairs of a view and a place in it that are looked at.
+        candidates: pairs of a view and a position in it that are looked at.
         overhang: pixels that the piece may stick out of a view, down and across.
     """
     height, width = piece.shape[1:]
     down, across = views.shape[2] - height + overhang[0], views.shape[3] - width + overhang[1]
-    places = np.stack(
+    positions = np.stack(
         [
             rng.choice(rng.permutation(len(views))[: -(-len(views) // 3)], candidates),
             rng.integers(-overhang[0], down + 1, candidates),
@@ -76,8 +76,8 @@ def find_places(
         ],
         axis=1,
     )
-    screened, _ = ring_difference(piece, _thinned(ring, SCREENED_BY), views, places)
-    best = places[np.argsort(screened, kind="stable")[:REFINED]]
+    screened, _ = ring_difference(piece, _thinned(ring, SCREENED_BY), views, positions)
+    best = positions[np.argsort(screened, kind="stable")[:REFINED]]
     steps = np.arange(-REACH, REACH + 1)
     shifts = np.stack([np.zeros(len(steps) ** 2, np.int64), *(s.ravel() for s in np.meshgrid(steps, steps))], axis=1)
     moved = best[:, None] + shifts[None]
@@ -90,23 +90,25 @@ def find_places(
     for i, k in enumerate(winners):
         view, top, left = (int(n) for n in moved[i, k])
         if np.isfinite(differences[i, k]):
-            found.append(Place(view, top, left, offsets[i, k], float(differences[i, k])))
-    return sorted(found, key=lambda place: place.difference)
+            found.append(Position(view, top, left, offsets[i, k], float(differences[i, k])))
+    return sorted(found, key=lambda position: position.difference)
 
 
-def ring_difference(piece: Floats, ring: Mask, views: Tensor, places: Places) -> tuple[Floats, Floats]:
-    """(mean absolute difference of the rings [P] once each channel's mean difference is taken out, that mean [P, C]).
+def ring_difference(piece: Floats, ring: Mask, views: Tensor, positions: Positions) -> tuple[Floats, Floats]:
+    """Return each position's mean absolute difference of the rings [P] and mean difference of each channel [P, C].
 
-    No more than `LIGHT` is taken out, and a quarter of it is added to the difference: of two places, the one whose
+    The former is what is left once the latter is taken out.
+
+    No more than `LIGHT` is taken out, and a quarter of it is added to the difference: of two positions, the one whose
     light is right already.
 
     Infinite where less than `LEAST_RING` of the ring lies in the view.
     """
     y, x = np.nonzero(ring)
-    rows, columns = places[:, 1, None] + y[None], places[:, 2, None] + x[None]
+    rows, columns = positions[:, 1, None] + y[None], positions[:, 2, None] + x[None]
     inside = (rows >= 0) & (rows < views.shape[2]) & (columns >= 0) & (columns < views.shape[3])
     rows, columns = rows.clip(0, views.shape[2] - 1), columns.clip(0, views.shape[3] - 1)
-    at = (torch.from_numpy(part) for part in (places[:, 0, None], rows, columns))
+    at = (torch.from_numpy(part) for part in (positions[:, 0, None], rows, columns))
     view, row, column = at
     seen = views[view, :, row, column].numpy().astype(np.float32)  # [P, K, C]
     weight = (inside / np.maximum(inside.sum(1, keepdims=True), 1)).astype(np.float32)[..., None]
@@ -118,7 +120,7 @@ def ring_difference(piece: Floats, ring: Mask, views: Tensor, places: Places) ->
 
 
 def laid_out(piece: Floats, top: int, left: int, height: int, width: int) -> tuple[Floats, Mask]:
-    """The piece [C, h, w] in a frame [C, height, width] with its edges repeated outside, and where it is."""
+    """Lay the piece [C, h, w] into a frame [C, height, width], its edges repeated outside; return it and its mask."""
     rows, columns = np.arange(height) - top, np.arange(width) - left
     inside = ((rows >= 0) & (rows < piece.shape[1]))[:, None] & ((columns >= 0) & (columns < piece.shape[2]))[None]
     frame = piece[:, rows.clip(0, piece.shape[1] - 1)[:, None], columns.clip(0, piece.shape[2] - 1)[None]]
@@ -127,7 +129,7 @@ def laid_out(piece: Floats, top: int, left: int, height: int, width: int) -> tup
 
 def _thinned(ring: Mask, most: int) -> Mask:
     """At most so many pixels of the ring, evenly spread."""
-    places = np.flatnonzero(ring)
+    indices = np.flatnonzero(ring)
     thin = np.zeros(ring.size, bool)
-    thin[places[np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(np.int64)]] = True
+    thin[indices[np.linspace(0, len(indices) - 1, min(most, len(indices))).round().astype(np.int64)]] = True
     return thin.reshape(ring.shape)

@@ -11,19 +11,24 @@ import pytest
 import torch
 from torch import nn
 
-import kizu.training.synthesis as synthesis
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.training import checkpoint
 from kizu.training.data.batches import Batches
 from kizu.training.data.crops import Crops, ng_crops
 from kizu.training.data.render import render_boards
+from kizu.training.execution import Execution
+from kizu.training.generators import configure
 from kizu.training.generators.stylegan2_ada import StyleGAN2ADAMethod
-from kizu.training.generators.trained import FILE, TrainedGenerator
+from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.loop import Interrupted, LoopSettings
 from kizu.training.progress import RunLog
 from kizu.training.recipe import GeneratorSection
-from kizu.training.synthesis import METRICS_FILE, DefectImages, GeneratorJob, interpolation, read_metrics
+from kizu.training.run import GENERATOR_FILE, METRICS_FILE
+from kizu.training.synthesis import generator_job
+from kizu.training.synthesis.generator_job import DefectImages, GeneratorJob
+from kizu.training.synthesis.metrics import append_metrics, read_metrics
+from kizu.training.synthesis.report import interpolation
 
 QUICK = LoopSettings(checkpoint_seconds=1e9, control_every=1, sample_every=10**9)
 TINY = {"latent": 16, "mapping_layers": 2, "capacity": 128, "max_channels": 16, "r1_every": 4, "path_length_every": 2}
@@ -62,7 +67,7 @@ def crops(tmp_path_factory):
     return ng_crops(manifest, manifest.rows, InputGeometry(height=32, width=32, channels=1), crop=24)
 
 
-def job(crops, folder, *, conditional=True, steps=8, log=None, seed=0, extractor=True, settings=QUICK, **changes):
+def job(crops, folder, *, conditional=True, steps=8, log=None, seed=0, extractor=True, resume=False, **changes):
     options = TINY | changes.pop("options", {})
     section = GeneratorSection(
         **({"kind": "stylegan2-ada", "kimg": steps * 4 / 1000, "batch_size": 4, "measurements": 0} | changes),
@@ -71,11 +76,12 @@ def job(crops, folder, *, conditional=True, steps=8, log=None, seed=0, extractor
     images = DefectImages.of(crops, conditional)
     found = Pooled() if extractor else None
     log = log or RunLog(None, quiet=True)
-    return GeneratorJob(section, images, seed, folder, "boards", log, device="cpu", settings=settings, extractor=found)
+    execution = Execution(log, torch.device("cpu"), resume=resume, settings=QUICK)
+    return GeneratorJob(section, images, seed, folder, "boards", execution, extractor=found)
 
 
 def tensors(folder):
-    return torch.load(folder / FILE, weights_only=True)["network"]
+    return torch.load(folder / GENERATOR_FILE, weights_only=True)["network"]
 
 
 def assert_identical(a, b):
@@ -129,8 +135,8 @@ def test_a_generator_of_boards_is_trained_measured_and_written(crops, tmp_path):
 
 
 def test_measuring_leaves_no_trace_in_the_weights(crops, tmp_path, monkeypatch):
-    true = synthesis.train_extractor
-    monkeypatch.setattr(synthesis, "train_extractor", lambda images, seed: true(images, seed=seed, steps=2))
+    true = generator_job.train_extractor
+    monkeypatch.setattr(generator_job, "train_extractor", lambda images, seed: true(images, seed=seed, steps=2))
     job(crops, tmp_path / "0", steps=5).train()
     job(crops, tmp_path / "2", steps=5, measurements=2, extractor=False).train()
     assert not (tmp_path / "0" / METRICS_FILE).exists()
@@ -138,10 +144,9 @@ def test_measuring_leaves_no_trace_in_the_weights(crops, tmp_path, monkeypatch):
     assert_identical(tensors(tmp_path / "0"), tensors(tmp_path / "2"))
 
 
-def test_a_measurement_that_is_repeated_takes_the_place_of_the_old_one(crops, tmp_path):
-    made = job(crops, tmp_path)
+def test_a_measurement_that_is_repeated_takes_the_place_of_the_old_one(tmp_path):
     for step, value in ((5, 0.1), (10, 0.2), (15, 0.3), (10, 0.4), (20, 0.5)):
-        made._record({"step": step, "value": value})
+        append_metrics(tmp_path, {"step": step, "value": value})
     assert read_metrics(tmp_path) == [
         {"step": 5, "value": 0.1},
         {"step": 10, "value": 0.4},
@@ -149,7 +154,7 @@ def test_a_measurement_that_is_repeated_takes_the_place_of_the_old_one(crops, tm
     ]
     assert len((tmp_path / METRICS_FILE).read_text().splitlines()) == 3
     with pytest.raises(ValueError, match="not JSON compliant"):
-        made._record({"step": 30, "value": float("nan")})
+        append_metrics(tmp_path, {"step": 30, "value": float("nan")})
     assert len(read_metrics(tmp_path)) == 3
     assert read_metrics(tmp_path / "nowhere") == []
 
@@ -174,8 +179,8 @@ def test_images_held_out_for_r_v_never_appear_in_a_batch(crops, tmp_path, monkey
             methods.append(self)
 
     Watched.given = []
-    monkeypatch.setattr(synthesis, "Batches", Watched)
-    monkeypatch.setattr(synthesis, "StyleGAN2ADAMethod", Kept)
+    monkeypatch.setattr(generator_job, "Batches", Watched)
+    monkeypatch.setattr(generator_job, "StyleGAN2ADAMethod", Kept)
     job(crops, tmp_path, steps=8, options={"ada_heuristic": "r_v"}).train()
     held_out = methods[0].held_out
     assert len(held_out.images) == round(0.1 * len(crops))
@@ -199,8 +204,8 @@ def test_no_class_loses_its_last_image_to_the_images_held_out(crops, tmp_path):
     few = Crops(crops.images[:10], names, crops.sources[:10])
     for seed in range(8):
         made = job(few, tmp_path, seed=seed, options={"ada_heuristic": "r_v"})
-        config = synthesis.configure(made.section, (32, 32), 1, 9)[1]
-        training, held_out = made._held_out(config, torch.device("cpu"))
+        config = configure(made.section, (32, 32), 1, 9)[1]
+        training, held_out = made._held_out(config)
         assert (training.labels.bincount(minlength=9) >= 1).all()
         assert held_out.labels.tolist() == [8]
     alone = Crops(crops.images[:2], ["open", "short"], crops.sources[:2])
@@ -233,7 +238,7 @@ def test_what_decides_the_weights_is_in_the_identity_and_nothing_else(crops, tmp
 def test_a_checkpoint_of_another_recipe_is_refused(crops, tmp_path):
     job(crops, tmp_path, steps=1).train()
     with pytest.raises(UserError, match="belongs to another recipe or data set"):
-        job(crops, tmp_path, steps=2).train(resume=True)
+        job(crops, tmp_path, steps=2, resume=True).train()
 
 
 def test_a_run_starts_from_another_and_says_what_it_took(crops, tmp_path):
@@ -253,8 +258,8 @@ def test_a_job_that_is_stopped_and_resumed_leaves_what_one_left_alone_does(crops
     job(crops, tmp_path / "whole", measurements=4).train()
     with pytest.raises(Interrupted):
         job(crops, tmp_path / "parts", measurements=4, log=stop_at(5, "G/total")).train()
-    assert not (tmp_path / "parts" / FILE).exists()
-    job(crops, tmp_path / "parts", measurements=4).train(resume=True)
+    assert not (tmp_path / "parts" / GENERATOR_FILE).exists()
+    job(crops, tmp_path / "parts", measurements=4, resume=True).train()
     assert_identical(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
     assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "parts")
 
@@ -270,10 +275,11 @@ def test_a_job_killed_with_9_and_resumed_leaves_what_one_left_alone_does(crops, 
         import json, sys, torch
         from pathlib import Path
         from kizu.training.data.crops import Crops
+        from kizu.training.execution import Execution
         from kizu.training.loop import LoopSettings
         from kizu.training.progress import RunLog
         from kizu.training.recipe import GeneratorSection
-        from kizu.training.synthesis import DefectImages, GeneratorJob
+        from kizu.training.synthesis.generator_job import DefectImages, GeneratorJob
 
         class Pooled:
             name, is_inception = "pooled", False
@@ -286,8 +292,8 @@ def test_a_job_killed_with_9_and_resumed_leaves_what_one_left_alone_does(crops, 
         section = GeneratorSection(**json.loads((root / "section.json").read_text()))
         images = DefectImages.of(Crops(found["images"], found["classes"], []), True)
         settings = LoopSettings(checkpoint_seconds=0, control_every=3, sample_every=10**9)
-        GeneratorJob(section, images, 0, root / "killed", "boards", RunLog(None, quiet=True), device="cpu",
-                     settings=settings, extractor=Pooled()).train()
+        execution = Execution(RunLog(None, quiet=True), torch.device("cpu"), settings=settings)
+        GeneratorJob(section, images, 0, root / "killed", "boards", execution, extractor=Pooled()).train()
         """)
     )
     killed = tmp_path / "killed"
@@ -301,6 +307,6 @@ def test_a_job_killed_with_9_and_resumed_leaves_what_one_left_alone_does(crops, 
     assert process.wait() == -signal.SIGKILL
     reached = checkpoint.load(killed)["step"]
     assert 0 < reached < steps
-    job(crops, killed, steps=steps).train(resume=True)
+    job(crops, killed, steps=steps, resume=True).train()
     job(crops, tmp_path / "whole", steps=steps).train()
     assert_identical(tensors(tmp_path / "whole"), tensors(killed))

@@ -1,8 +1,9 @@
-"""Which of many synthetic NG are kept: those that look most real, or most like a defect.
+"""Filters of synthetic NG: keep those that look most real, or most like a defect.
 
 Notable here:
 - The shares of the defect classes stay what they were: each class is filtered by itself.
-- Two passes: all are drawn to be rated, then the kept ones are drawn again, so memory does not grow with their number.
+- Two passes: all are sampled and rated, then the kept ones are sampled again, so that memory does not grow with their
+  number.
 - The discriminator rates each image by itself, without the others of its batch.
 - The classifier learns from the train split's real views alone; calibration and test take no part.
 """
@@ -26,9 +27,10 @@ from kizu.training import checkpoint
 from kizu.training.data.batches import LabelledBatches, Stratum
 from kizu.training.data.synthetic import Batch
 from kizu.training.detectors.classifier import ClassifierMethod
+from kizu.training.execution import Execution
 from kizu.training.generators import configure
-from kizu.training.generators.drawing import Generator, to_unit
 from kizu.training.generators.placing import to_size
+from kizu.training.generators.sampling import DefectGenerator, to_unit
 from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.generators.views import NgViews
 from kizu.training.loop import LoopSettings, TrainingLoop
@@ -38,7 +40,7 @@ from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection, GeneratorSection
 
 STEPS = 300
-"""Of the quick classifier."""
+"""Training steps of the quick classifier."""
 BATCH = 32
 CHUNK = 32
 
@@ -47,12 +49,12 @@ Rating = Callable[[Batch, list[int]], Tensor]
 
 
 def candidates(count: int, keep: float) -> int:
-    """How many images are drawn to keep so many."""
+    """Return the number of images to sample in order to keep `count`."""
     return max(count, math.ceil(count / keep - 1e-9))
 
 
 def kept_seeds(ratings: Tensor, numbers: list[int], wanted: list[int], seed: int) -> list[tuple[int, int]]:
-    """(seed, class number) of the images kept, in the order of seeds: of each class as many as `wanted` has of it.
+    """Return (seed, class number) of the images kept, in the order of seeds: of each class as many as `wanted` holds.
 
     Args:
         ratings: [N], of the images with the seeds `seed`, `seed` + 1, …
@@ -61,15 +63,15 @@ def kept_seeds(ratings: Tensor, numbers: list[int], wanted: list[int], seed: int
     """
     kept = []
     for number in sorted(set(wanted)):
-        own = [place for place, found in enumerate(numbers) if found == number]
-        own.sort(key=lambda place: (-float(ratings[place]), place))
-        kept += [(seed + place, number) for place in own[: wanted.count(number)]]
+        own = [index for index, found in enumerate(numbers) if found == number]
+        own.sort(key=lambda index: (-float(ratings[index]), index))
+        kept += [(seed + index, number) for index in own[: wanted.count(number)]]
     return sorted(kept)
 
 
 def filtered(
-    generator: Generator,
-    rated: Generator,
+    generator: DefectGenerator,
+    rated: DefectGenerator,
     rating: Rating,
     *,
     count: int,
@@ -77,26 +79,26 @@ def filtered(
     seed: int,
     truncation: float = 1.0,
 ) -> Iterator[Batch]:
-    """The best `count` of `count` / `keep` images of `generator`.
+    """Yield the best `count` of `count` / `keep` images of `generator`.
 
     Args:
-        rated: what gives the images that are rated, by the same seeds: the generator itself, or the generator of crops
+        rated: source of the images that are rated, by the same seeds: the generator itself, or the generator of crops
             whose defects it places.
     """
     numbers = generator.class_numbers(candidates(count, keep))
     ratings = []
     for start in range(0, len(numbers), CHUNK):
         chunk = numbers[start : start + CHUNK]
-        batch = rated.draw(range(seed + start, seed + start + len(chunk)), chunk, truncation)
+        batch = rated.sample(range(seed + start, seed + start + len(chunk)), chunk, truncation)
         ratings.append(rating(batch, chunk).float().cpu())
     kept = kept_seeds(torch.cat(ratings), numbers, generator.class_numbers(count), seed)
     for start in range(0, len(kept), CHUNK):
         part = kept[start : start + CHUNK]
-        yield generator.draw([s for s, _ in part], [n for _, n in part], truncation)
+        yield generator.sample([s for s, _ in part], [n for _, n in part], truncation)
 
 
 def discriminator_rating(generator: TrainedGenerator, section: GeneratorSection, folder: Path) -> Rating:
-    """D's logits, from the checkpoint that the generator's training left in `folder`.
+    """Rate by D's logits, from the checkpoint that the generator's training left in `folder`.
 
     Raises:
         UserError: there is no such checkpoint, or it is of another discriminator.
@@ -132,23 +134,43 @@ def classifier_rating(
     ng: NgViews,
     geometry: InputGeometry,
     folder: Path,
+    execution: Execution,
     *,
     seed: int,
-    device: torch.device,
-    log: RunLog,
     steps: int | None = None,
 ) -> Rating:
-    """The logits of a classifier that learns, in `steps` (left out: `STEPS`), the train split's OK and NG views apart.
+    """Rate by the logits of a classifier that learns, in `steps` (left out: `STEPS`), to tell OK from NG views.
 
     Args:
         ok: uint8 [M, C, h, w].
         folder: for its checkpoint; emptied.
     """
-    log.say(f"a quick classifier on {len(ok)} OK and {len(ng)} NG views, to filter synthetic NG")
+    execution.log.say(f"a quick classifier on {len(ok)} OK and {len(ng)} NG views, to filter synthetic NG")
     torch.manual_seed(seed)
     method = ClassifierMethod(geometry, DetectorSection(kind="classifier", epochs=1, batch_size=BATCH))
-    method.networks.to(device)
-    batches = LabelledBatches(
+    method.networks.to(execution.device)
+    batches = _view_batches(ok, ng, seed, steps or STEPS, execution.device)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    alone = Processes()
+    alone.rank, alone.world_size = 0, 1  # only the main process samples
+    settings = LoopSettings(sample_every=10**9)
+    log = RunLog(None, quiet=execution.log.console.quiet)
+    TrainingLoop(method, batches, folder, identity="filter", log=log, processes=alone, settings=settings).run()
+    method.average.eval()
+
+    @torch.no_grad()
+    def rate(batch: Batch, numbers: list[int]) -> Tensor:
+        del numbers
+        images = to_size(batch.images, (geometry.height, geometry.width)).to(execution.device) / 127.5 - 1
+        return method.average.pooled(method.average.logits(images))
+
+    return rate
+
+
+def _view_batches(ok: Tensor, ng: NgViews, seed: int, steps: int, device: torch.device) -> LabelledBatches:
+    """Batches half of OK and half of NG views; NG whose defects are not located have no mask."""
+    return LabelledBatches(
         torch.cat([ok, ng.images]),
         seed,
         labels=torch.cat([torch.zeros(len(ok)), torch.ones(len(ng))]).long(),
@@ -159,22 +181,6 @@ def classifier_rating(
             Stratum(torch.arange(len(ok)), BATCH - BATCH // 2),
             Stratum(torch.arange(len(ng)) + len(ok), BATCH // 2),
         ],
-        epoch=(steps or STEPS) * BATCH,
+        epoch=steps * BATCH,
         device=device,
     )
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    alone = Processes()
-    alone.rank, alone.world_size = 0, 1  # only the main process draws
-    settings = LoopSettings(sample_every=10**9)
-    own = RunLog(None, quiet=log.console.quiet)
-    TrainingLoop(method, batches, folder, identity="filter", log=own, processes=alone, settings=settings).run()
-    method.average.eval()
-
-    @torch.no_grad()
-    def rate(batch: Batch, numbers: list[int]) -> Tensor:
-        del numbers
-        images = to_size(batch.images, (geometry.height, geometry.width)).to(device) / 127.5 - 1
-        return method.average.pooled(method.average.logits(images))
-
-    return rate

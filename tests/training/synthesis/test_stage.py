@@ -13,17 +13,19 @@ from kizu.models.bundle import InputGeometry
 from kizu.training.data.manifest import NG, Manifest
 from kizu.training.data.render import render_boards
 from kizu.training.data.synthetic import Batch, write_synthetic
-from kizu.training.generators import filtering
-from kizu.training.generators.drawing import batches
-from kizu.training.generators.filtering import classifier_rating
+from kizu.training.execution import Execution
 from kizu.training.generators.placing import PlacedGenerator
-from kizu.training.generators.stage import open_generator, run_generator
+from kizu.training.generators.sampling import batches
+from kizu.training.generators.stored import open_generator
+from kizu.training.generators.untrained import UntrainedGenerator
 from kizu.training.generators.views import ng_views
-from kizu.training.parallel import Processes
 from kizu.training.pipeline import train
 from kizu.training.progress import RunLog
 from kizu.training.recipe import parse_recipe, read_recipe
-from kizu.training.run import open_run
+from kizu.training.run import GENERATOR_FOLDER, PLAN_FILE, SYNTHETIC_FOLDER, Run, open_run
+from kizu.training.synthesis import filtering
+from kizu.training.synthesis.filtering import classifier_rating
+from kizu.training.synthesis.stage import run_generator
 
 RECIPE = """\
 name = "few-ng"
@@ -58,6 +60,7 @@ latent = 16
 candidates = 64
 """
 QUIET = RunLog(None, quiet=True)
+EXECUTION = Execution(QUIET, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +86,13 @@ def prepared(root, folder, generator):
 
 
 def run_of(root, folder, **generator):
-    run = prepared(root, folder, {"count": 10, **generator})
-    return run_generator(run, log=QUIET, processes=Processes(), device="cpu")
+    return synthesised(prepared(root, folder, {"count": 10, **generator}))
+
+
+def synthesised(run: Run) -> Manifest:
+    found = run_generator(run, EXECUTION)
+    assert found is not None, "None is for other processes than the main one"
+    return found
 
 
 def written(root, name, generator):
@@ -109,29 +117,30 @@ def placed(root):
 def test_a_run_ends_in_a_bundle_that_counts_its_synthetic_ng(fixture, kind, count, request):
     _, folder, bundle = request.getfixturevalue(fixture)
     assert bundle.manifest.dataset.synthetic_ng == count
-    drawn = Manifest.read(folder / "synthetic")
+    synthetic = Manifest.read(folder / SYNTHETIC_FOLDER)
     generator = open_generator(folder)
-    assert (generator.kind, len(drawn)) == (kind, count)
-    assert all(row.origin.startswith(f"{kind}:{generator.run}:") for row in drawn.rows)
-    assert len({row.defect for row in drawn.rows}) > 3
-    for row in drawn.rows:
-        assert row.mask
-        assert drawn.mask(row).shape == drawn.image(row).shape[:2] == (32, 32)
-        assert 0 < drawn.mask(row).mean() < 0.5
-    assert (folder / "generator" / "report.html").read_text().startswith("<!doctype html>")
+    assert (generator.kind, len(synthetic)) == (kind, count)
+    assert all(row.origin.startswith(f"{kind}:{generator.run}:") for row in synthetic.rows)
+    assert len({row.defect for row in synthetic.rows}) > 3
+    for row in synthetic.rows:
+        mask = synthetic.mask(row)
+        assert mask is not None
+        assert mask.shape == synthetic.image(row).shape[:2] == (32, 32)
+        assert 0 < mask.mean() < 0.5
+    assert (folder / GENERATOR_FOLDER / "report.html").read_text().startswith("<!doctype html>")
     picture = "placed.png" if kind == "stylegan2-ada" else "grid.png"
-    with Image.open(folder / "generator" / picture) as grid:
+    with Image.open(folder / GENERATOR_FOLDER / picture) as grid:
         assert grid.size == (10 * 96, 8 * 96)
 
 
 @pytest.mark.parametrize("fixture", ["poisson", "placed"])
-def test_what_was_drawn_is_what_the_generator_draws_from_its_seeds(fixture, request):
+def test_what_was_sampled_is_what_the_generator_draws_from_its_seeds(fixture, request):
     _, folder, _ = request.getfixturevalue(fixture)
-    drawn, generator = Manifest.read(folder / "synthetic"), open_generator(folder)
+    synthetic, generator = Manifest.read(folder / SYNTHETIC_FOLDER), open_generator(folder)
     classes = {generator.name(n): n for n in generator.class_numbers(200)}
-    for row in drawn.rows[:5]:
-        again = generator.draw([int(row.origin.rpartition(":")[2])], [classes[row.defect]])
-        difference = np.abs(again.images[0].permute(1, 2, 0).numpy().astype(int) - drawn.image(row))
+    for row in synthetic.rows[:5]:
+        again = generator.sample([int(row.origin.rpartition(":")[2])], [classes[row.defect]])
+        difference = np.abs(again.images[0].permute(1, 2, 0).numpy().astype(int) - synthetic.image(row))
         assert difference.max() <= 2, "but for how convolutions round"
 
 
@@ -140,9 +149,9 @@ def test_a_resumed_run_does_not_draw_again_what_it_drew(fixture, request):
     recipe, folder, _ = request.getfixturevalue(fixture)
     data = Manifest.read(recipe.parent / "boards")
     run = open_run(read_recipe(recipe), data, folder, recipe.parent, QUIET)
-    files = [next((folder / "synthetic").glob("ng/*/*.png")), *(folder / "generator").glob("*.pt")]
+    files = [next((folder / SYNTHETIC_FOLDER).glob("ng/*/*.png")), *(folder / GENERATOR_FOLDER).glob("*.pt")]
     before = [path.stat().st_mtime_ns for path in files]
-    run_generator(run, log=QUIET, processes=Processes(), device="cpu", resume=True)
+    run_generator(run, replace(EXECUTION, resume=True))
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
@@ -150,23 +159,24 @@ def test_a_filter_kept_the_share_of_each_class(placed):
     _, folder, _ = placed
     generator = open_generator(folder)
     assert isinstance(generator, PlacedGenerator)
-    rows = Manifest.read(folder / "synthetic").rows
+    rows = Manifest.read(folder / SYNTHETIC_FOLDER).rows
     wanted = [generator.name(n) for n in generator.class_numbers(12)]
     assert sorted(row.defect for row in rows) == sorted(wanted)
     seeds = sorted(int(row.origin.rpartition(":")[2]) for row in rows)
     assert max(seeds) < 24
     assert seeds != list(range(12))
-    plan = json.loads((folder / "generator" / "drawn.json").read_text())
+    plan = json.loads((folder / GENERATOR_FOLDER / PLAN_FILE).read_text())
     assert (plan["run"], plan["filter"], plan["count"]) == (generator.run, "discriminator", 12)
 
 
 def test_a_run_s_folder_is_enough_to_draw_more(poisson, tmp_path):
     _, folder, _ = poisson
     generator = open_generator(folder)
+    assert isinstance(generator, UntrainedGenerator)
     wanted = generator.classes[0]
     made = batches(generator, 3, seed=1000, wanted=wanted)
-    drawn = write_synthetic(tmp_path / "more", made, kind=generator.kind, run=generator.run, total=3)
-    assert [row.defect for row in drawn.rows] == [wanted] * 3
+    synthetic = write_synthetic(tmp_path / "more", made, kind=generator.kind, run=generator.run, total=3)
+    assert [row.defect for row in synthetic.rows] == [wanted] * 3
 
 
 @pytest.mark.parametrize("kind", ["cutpaste", "perlin", "poisson", "classic"])
@@ -177,9 +187,9 @@ def test_every_kind_draws_for_whole_images_and_for_tiles(kind, root, tmp_path):
     run = prepared(root, tmp_path / "tiles", {"kind": kind, "count": 6})
     image = run.recipe.image.model_copy(update={"tile": 16})
     tiled = replace(run, recipe=run.recipe.model_copy(update={"image": image}))
-    drawn = run_generator(tiled, log=QUIET, processes=Processes(), device="cpu")
-    assert drawn.image(drawn.rows[0]).shape == (32, 32, 1)
-    assert all(row.mask for row in drawn.rows)
+    synthetic = synthesised(tiled)
+    assert synthetic.image(synthetic.rows[0]).shape == (32, 32, 1)
+    assert all(row.mask for row in synthetic.rows)
 
 
 def test_another_number_or_filter_is_drawn_anew(root, tmp_path, monkeypatch):
@@ -200,9 +210,7 @@ def test_the_quick_classifier_tells_real_ng_from_ok(root, tmp_path):
     plain = torch.full((60, 1, 32, 32), 100, dtype=torch.uint8)
     ng = ng_views(manifest, [row for row in manifest.rows if row.label == NG], geometry)
     bright = replace(ng, images=torch.where(ng.masks > 0, 250, 100).to(torch.uint8))
-    rate = classifier_rating(
-        plain, bright, geometry, tmp_path / "filter", seed=0, device=torch.device("cpu"), log=QUIET, steps=24
-    )
+    rate = classifier_rating(plain, bright, geometry, tmp_path / "filter", EXECUTION, seed=0, steps=24)
     found = rate(Batch(torch.cat([plain[:8], bright.images[:8]]), ["NG"] * 16, list(range(16))), [0] * 16)
     assert found[8:].min() > found[:8].max()
 
@@ -235,4 +243,4 @@ def test_defects_that_nobody_located_cannot_be_placed(root, tmp_path, generator)
     train_rows = [replace(row, boxes=()) for row in run.splits.train]
     bare = replace(run, splits=replace(run.splits, train=train_rows))
     with pytest.raises(UserError, match="boxes or a mask"):
-        run_generator(bare, log=QUIET, processes=Processes(), device="cpu")
+        run_generator(bare, EXECUTION)

@@ -9,10 +9,11 @@ from kizu.errors import UserError
 from kizu.training.data.crops import SPECK
 from kizu.training.generators.classic import Classic, ClassicConfig
 from kizu.training.generators.cutpaste import CutPaste, CutPasteConfig, jittered, rectangle
-from kizu.training.generators.drawing import VISIBLE, DrawingGenerator, read, visible_change
 from kizu.training.generators.perlin import Perlin, PerlinConfig
 from kizu.training.generators.poisson import Poisson, PoissonConfig
-from kizu.training.generators.stage import open_generator
+from kizu.training.generators.sampling import VISIBLE, visible_change
+from kizu.training.generators.stored import open_generator, read_source, save_untrained
+from kizu.training.generators.untrained import UntrainedGenerator
 from kizu.training.generators.views import Materials, NgViews
 
 SIZE = 40
@@ -57,18 +58,18 @@ IN_OK_VIEWS = [name for name in KINDS if name != "classic"]
 
 
 def generator(name, materials, **changes):
-    drawer, config = KINDS[name]
+    sampler, config = KINDS[name]
     if changes:
         config = type(config)(**changes)
     classes = ("disc", "square") if name in ("classic", "poisson of ng") else ("NG",)
     used = Materials(None if name == "classic" else materials.ok, materials.ng if len(classes) > 1 else None)
-    return DrawingGenerator(
-        name.split()[0], "run", config, used, drawer(config, used), classes, tuple(3 for _ in classes)
+    return UntrainedGenerator(
+        name.split()[0], "run", config, used, sampler(config, used), classes, tuple(3 for _ in classes)
     )
 
 
 def backgrounds(images, views):
-    """The OK view that each image was drawn in: the one that most of its pixels are of."""
+    """The OK view that each image was made in: the one that most of its pixels are of."""
     same = (images[:, None] == views[None]).flatten(2).float().mean(2)
     return views[same.argmax(1)]
 
@@ -78,12 +79,12 @@ def test_an_image_is_that_of_its_seed_and_class_whatever_the_batch(name, materia
     made = generator(name, materials)
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    together = made.draw([5, 6, 7, 8], [0, 0, 0, 0])
+    together = made.sample([5, 6, 7, 8], [0, 0, 0, 0])
     assert torch.equal(state, torch.get_rng_state())
     assert together.images.dtype == together.masks.dtype == torch.uint8
     assert together.masks.shape == (4, 1, SIZE, SIZE)
     torch.manual_seed(99)
-    apart = made.draw([8, 6], [0, 0])
+    apart = made.sample([8, 6], [0, 0])
     assert torch.equal(apart.images, together.images[[3, 1]])
     assert torch.equal(apart.masks, together.masks[[3, 1]])
     assert len({image.numpy().tobytes() for image in together.images}) >= 3
@@ -93,7 +94,7 @@ def test_an_image_is_that_of_its_seed_and_class_whatever_the_batch(name, materia
 
 @pytest.mark.parametrize("name", IN_OK_VIEWS)
 def test_masks_are_what_changed_and_outside_of_them_nothing_visible_did(name, materials):
-    made = generator(name, materials).draw(range(24), [0] * 24)
+    made = generator(name, materials).sample(range(24), [0] * 24)
     views = backgrounds(made.images, materials.ok)
     change = (made.images.int() - views.int()).abs().amax(1)
     masks = made.masks[:, 0] > 0
@@ -120,33 +121,33 @@ def test_visible_changes_are_those_of_the_region_with_gaps_closed():
 def test_what_cannot_be_seen_is_never_passed_off_as_ng():
     flat = Materials(torch.full((3, 1, SIZE, SIZE), 90, dtype=torch.uint8))
     config = PoissonConfig()
-    made = DrawingGenerator("poisson", "run", config, flat, Poisson(config, flat))
+    made = UntrainedGenerator("poisson", "run", config, flat, Poisson(config, flat))
     with pytest.raises(UserError, match="nothing was drawn that can be seen"):
-        made.draw([0], [0])
+        made.sample([0], [0])
 
 
 @pytest.mark.parametrize("name", ["classic", "poisson of ng"])
 def test_real_defects_keep_their_class_and_their_look(name, materials):
     made = generator(name, materials)
     assert made.class_numbers(4) == [0, 1, 0, 1]
-    drawn = made.draw(range(20), made.class_numbers(20, "square"))
-    assert set(drawn.classes) == {"square"}
-    assert (drawn.masks.flatten(1) > 0).any(1).all()
+    samples = made.sample(range(20), made.class_numbers(20, "square"))
+    assert set(samples.classes) == {"square"}
+    assert (samples.masks.flatten(1) > 0).any(1).all()
     with pytest.raises(UserError, match="never saw the defect class 'dent'"):
         made.class_numbers(1, "dent")
 
 
 def test_a_classic_image_moves_its_mask_with_its_defect(materials):
     made = generator("classic", materials, brightness=0.0, contrast=0.0, noise=0.0, scale=0.0, shift=0.2)
-    drawn = made.draw(range(20), [0] * 20)
-    assert (drawn.images[drawn.masks > 0] == 0).all(), "the disc is black, and the mask lies on it"
-    assert len({mask.numpy().tobytes() for mask in drawn.masks}) > 10
+    samples = made.sample(range(20), [0] * 20)
+    assert (samples.images[samples.masks > 0] == 0).all(), "the disc is black, and the mask lies on it"
+    assert len({mask.numpy().tobytes() for mask in samples.masks}) > 10
 
 
 def test_ng_without_a_mask_stays_without(materials):
     unknown = NgViews(materials.ng.images, torch.zeros_like(materials.ng.masks), materials.ng.classes)
-    drawn = generator("classic", Materials(None, unknown)).draw(range(4), [0] * 4)
-    assert not drawn.masks.any()
+    samples = generator("classic", Materials(None, unknown)).sample(range(4), [0] * 4)
+    assert not samples.masks.any()
 
 
 def test_rectangles_keep_to_their_areas_and_ratios():
@@ -168,8 +169,8 @@ def test_jitter_changes_level_and_contrast_and_nothing_else():
 
 
 def test_cutpaste_pastes_the_image_s_own_pixels(materials):
-    drawn = generator("cutpaste", materials, jitter=0.0).draw(range(12), [0] * 12)
-    for image, view in zip(drawn.images, backgrounds(drawn.images, materials.ok), strict=True):
+    samples = generator("cutpaste", materials, jitter=0.0).sample(range(12), [0] * 12)
+    for image, view in zip(samples.images, backgrounds(samples.images, materials.ok), strict=True):
         assert set(image.unique().tolist()) <= set(view.unique().tolist())
 
 
@@ -191,20 +192,21 @@ def test_values_out_of_range_are_refused(config, changes, problem):
 @pytest.mark.parametrize("name", KINDS)
 def test_what_is_saved_draws_the_same(name, materials, tmp_path):
     made = generator(name, materials)
-    made.save(tmp_path)
+    save_untrained(made, tmp_path)
     again = open_generator(tmp_path)
+    assert isinstance(again, UntrainedGenerator)
     assert (again.kind, again.run, again.config, again.classes) == (made.kind, made.run, made.config, made.classes)
-    assert torch.equal(again.draw([3], [0]).images, made.draw([3], [0]).images)
+    assert torch.equal(again.sample([3], [0]).images, made.sample([3], [0]).images)
 
 
 def test_a_file_that_is_missing_damaged_or_newer_is_named(materials, tmp_path):
     with pytest.raises(UserError, match=r"holds no drawing\.pt"):
-        read(tmp_path)
-    path = generator("cutpaste", materials).save(tmp_path)
+        read_source(tmp_path)
+    path = save_untrained(generator("cutpaste", materials), tmp_path)
     state = torch.load(path, weights_only=True)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
-        read(tmp_path)
+        read_source(tmp_path)
     torch.save(state | {"format": 99}, path)
     with pytest.raises(UserError, match="has format 99"):
-        read(tmp_path)
+        read_source(tmp_path)
