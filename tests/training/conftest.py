@@ -30,6 +30,13 @@ score = "peak"
 """
 
 
+def train_bundle(recipe: Path, folder: Path, *, resume: bool = False, quiet: bool = True) -> Bundle:
+    """Train in this process, the only one, which therefore gets the bundle."""
+    bundle = train(recipe, folder, resume=resume, quiet=quiet)
+    assert bundle is not None
+    return bundle
+
+
 @dataclass(frozen=True)
 class SmallRun:
     folder: Path
@@ -45,5 +52,5 @@ def small_run(tmp_path_factory) -> SmallRun:
     manifest = render_boards(root / "boards", boards=20, count_ok=300, count_ng=140, size=32, channels=1)
     recipe = root / "recipe.toml"
     recipe.write_text(RECIPE)
-    bundle = train(recipe, root / "run", quiet=True)
+    bundle = train_bundle(recipe, root / "run")
     return SmallRun(root / "run", recipe, root / "boards", manifest, bundle)

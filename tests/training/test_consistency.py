@@ -57,6 +57,7 @@ def test_cr_gives_a_gradient_on_both_sides():
     """d/dw (w·a − w·b)² = 2w(a − b)², which neither side's gradient alone amounts to."""
     discriminator, real = Counting(), torch.randn(1, 1, 2, 2)
     cr(discriminator, real, 3 * real).backward()
+    assert discriminator.w.grad is not None
     assert discriminator.w.grad.item() == pytest.approx(2 * (2 * total(real).item()) ** 2, rel=1e-4)
 
 
@@ -64,7 +65,8 @@ def test_bcr_leaves_the_generator_alone():
     """Else it would learn to please T."""
     theta = torch.tensor(0.5, requires_grad=True)
     fake, discriminator = theta * torch.ones(2, 1, 2, 2), Counting()
-    sum(bcr(discriminator, fake.detach(), fake.detach() + 1, fake, 2 * fake)).backward()
+    on_real, on_fake = bcr(discriminator, fake.detach(), fake.detach() + 1, fake, 2 * fake)
+    (on_real + on_fake).backward()
     assert discriminator.w.grad is not None
     assert theta.grad is None
 
@@ -119,6 +121,7 @@ def test_the_discriminators_term_trains_the_discriminator_and_never_the_generato
         assert loss.item() == 0
         return
     loss.backward()
+    assert discriminator.w.grad is not None
     assert discriminator.w.grad.item() > 0, "the less it reacts, the better"
     assert fake.grad is None
     assert near.grad is None
@@ -130,6 +133,7 @@ def test_the_generator_descends_towards_telling_neighbours_apart():
     loss = zcr_generator(theta * z, theta * (z + 0.2))
     assert loss.item() == pytest.approx(-((0.1 * 0.2) ** 2), rel=1e-4)
     loss.backward()
+    assert theta.grad is not None
     assert theta.grad.item() == pytest.approx(-2 * 0.1 * 0.2**2, rel=1e-4)
 
 
@@ -139,6 +143,8 @@ def test_the_generators_term_is_bounded_and_does_not_drive_pixels_out_of_range()
     loss = zcr_generator(fake, near)
     assert loss.item() == -4
     loss.backward()
+    assert fake.grad is not None
+    assert near.grad is not None
     assert not fake.grad.any()
     assert not near.grad.any()
 
@@ -159,7 +165,7 @@ def test_neighbours_are_a_normal_step_away():
 def test_what_cannot_be_is_refused(images):
     real, fake, _ = images
     with pytest.raises(ValueError, match="kind must be one of"):
-        Consistency("crr")
+        Consistency("crr")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs_near"):
         term(Consistency("zcr"), total, shifted(0), real, fake, None)
     with pytest.raises(ValueError, match="needs_near"):

@@ -105,7 +105,9 @@ def test_a_resumed_run_neither_trains_nor_draws_again(run, recipe):
 
 
 def test_the_weights_that_ship_are_the_average_of_the_checkpoint(run):
-    average = load_checkpoint(run / "generator")["averages"]["0/0"]
+    state = load_checkpoint(run / "generator")
+    assert state is not None
+    average = state["averages"]["0/0"]
     shipped = TrainedGenerator.load(run / "generator").network.state_dict()
     assert all(torch.equal(average[name], shipped[name]) for name in shipped)
 

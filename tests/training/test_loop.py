@@ -156,39 +156,37 @@ class Line:
     """A method with one number to fit, for what the loop itself does."""
 
     def __init__(self, steps=20, loss=None, every=1, repeats=1, problem=None):
-        self.networks = nn.ModuleDict({"net": nn.Linear(1, 1, bias=False), "mean": nn.Linear(1, 1, bias=False)})
-        with torch.no_grad():
-            for network in self.networks.values():
-                network.weight.fill_(0.0)
+        self.net, self.mean = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        self.networks = nn.ModuleDict({"net": self.net, "mean": self.mean})
+        for network in (self.net, self.mean):
+            nn.init.zeros_(network.weight)
         self.calls = 0
         self.loss = loss or (lambda weight: (weight - 1).square().sum())
-        self.ema = Ema(self.networks["net"], self.networks["mean"], 0.9, ramp_up=False)
+        self.ema = Ema(self.net, self.mean, 0.9, ramp_up=False)
         self.settings = (steps, every, repeats, problem)
 
     def stages(self, images):
         del images
         steps, every, repeats, problem = self.settings
-        net = self.networks["net"]
-        phase = Phase("fit", net, torch.optim.SGD(net.parameters(), 0.1), self._losses, repeats, every)
+        phase = Phase("fit", self.net, torch.optim.SGD(self.net.parameters(), 0.1), self._losses, repeats, every)
         return [Stage("line", steps, [phase], averages=[self.ema], problem=problem)]
 
     def _losses(self, x):
         del x
         self.calls += 1
-        return {"total": self.loss(self.networks["net"].weight)}
+        return {"total": self.loss(self.net.weight)}
 
     def detector(self):
-        return self.networks["net"]
+        return self.net
 
     def samples(self, images):
         return images
 
 
 def run_line(method, folder, **settings):
-    settings = LoopSettings(**({"control_every": 1} | settings))
-    loop = TrainingLoop(
-        method, Batches(images(), 4, 0), folder, identity="x", log=RunLog(None, quiet=True), settings=settings
-    )
+    chosen = LoopSettings(**({"control_every": 1} | settings))
+    batches, log = Batches(images(), 4, 0), RunLog(None, quiet=True)
+    loop = TrainingLoop(method, batches, folder, identity="x", log=log, settings=chosen)
     loop.run()
     return loop
 
@@ -206,8 +204,8 @@ def test_the_average_follows_its_closed_form(tmp_path):
     for _ in range(15):
         weight -= 0.1 * 2 * (weight - 1)
         average = 0.9 * average + 0.1 * weight
-    assert method.networks["net"].weight.item() == pytest.approx(weight, rel=1e-5)
-    assert method.networks["mean"].weight.item() == pytest.approx(average, rel=1e-5)
+    assert method.net.weight.item() == pytest.approx(weight, rel=1e-5)
+    assert method.mean.weight.item() == pytest.approx(average, rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -217,6 +215,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     with pytest.raises(DivergedError, match=r"diverged in stage 'line' at step \d+: fit/total is not finite"):
         run_line(Line(steps=100, loss=loss), tmp_path, checkpoint_seconds=0)
     state = checkpoint.load(tmp_path)
+    assert state is not None
     assert torch.isfinite(state["networks"]["net.weight"]).all()
 
 
@@ -233,6 +232,7 @@ def test_a_signal_stops_the_run_with_a_checkpoint_to_resume_from(tmp_path):
     with pytest.raises(Interrupted):
         run_line(method, tmp_path)
     state = checkpoint.load(tmp_path)
+    assert state is not None
     assert state["step"] == method.calls
 
 

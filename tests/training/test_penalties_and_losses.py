@@ -40,13 +40,14 @@ def test_the_penalty_is_evaluated_between_real_and_fake_with_one_epsilon_per_ima
 
 def test_the_penalty_trains_the_critic():
     torch.manual_seed(0)
-    critic = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    linear = nn.Linear(16, 1)
+    critic = nn.Sequential(nn.Flatten(), linear)
     optimizer = torch.optim.SGD(critic.parameters(), 0.1)
     for _ in range(200):
         optimizer.zero_grad()
         gradient_penalty(critic, torch.randn(8, 1, 4, 4), torch.randn(8, 1, 4, 4)).backward()
         optimizer.step()
-    assert critic[1].weight.norm().item() == pytest.approx(1, abs=1e-2)
+    assert linear.weight.norm().item() == pytest.approx(1, abs=1e-2)
 
 
 def test_adversarial_losses():
@@ -174,11 +175,12 @@ def test_r1_of_a_forward_pass_that_the_step_has_made():
 
 def test_r1_is_computed_in_fp32_under_autocast():
     torch.manual_seed(0)
-    critic = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    linear = nn.Linear(64, 1)
+    critic = nn.Sequential(nn.Flatten(), linear)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         penalty, logits = r1_penalty(critic, torch.randn(4, 1, 8, 8).bfloat16(), gamma=2.0)
     assert penalty.dtype == logits.dtype == torch.float32
-    torch.testing.assert_close(penalty, critic[1].weight.square().sum())
+    torch.testing.assert_close(penalty, linear.weight.square().sum())
 
 
 def test_path_lengths_of_a_generator_of_rank_one_are_those_of_a_half_normal():
@@ -234,12 +236,14 @@ def test_the_gradient_of_the_path_penalty_reaches_the_generator_and_takes_the_me
     path_length = PathLength(decay=0.25)
     path_length(scaled(theta, ws), ws).backward()
     per_theta = 4 * math.sqrt(3)
+    assert theta.grad is not None
     assert theta.grad.item() == pytest.approx(2 * 0.75 * (0.5 * per_theta) * per_theta, rel=1e-4)
 
 
 def test_a_generator_that_ignores_its_latents_gets_no_nan():
     theta, ws = torch.zeros((), requires_grad=True), torch.randn(2, 7, 3, requires_grad=True)
     PathLength()(scaled(theta, ws), ws).backward()
+    assert theta.grad is not None
     assert torch.isfinite(theta.grad)
 
 

@@ -19,6 +19,8 @@ from kizu.training.data.splits import assign_splits, read_split
 from kizu.training.evaluation.evaluate import evaluate_bundle
 from kizu.training.pipeline import train
 
+from .conftest import train_bundle
+
 
 def kizu(*arguments, **options):
     command = [sys.executable, "-m", "kizu", *map(str, arguments)]
@@ -112,7 +114,7 @@ def test_resuming_a_finished_run_exports_the_same_scores(small_run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(small_run.folder, copy)
     shutil.rmtree(copy / "bundle")
-    again = train(small_run.recipe, copy, resume=True, quiet=True)
+    again = train_bundle(small_run.recipe, copy, resume=True)
     assert again.manifest.operating_point == small_run.bundle.manifest.operating_point
     assert again.manifest.model_sha256 == small_run.bundle.manifest.model_sha256
 
@@ -144,7 +146,7 @@ def test_without_any_ng_the_threshold_keeps_specificity_and_the_fnr_is_said_to_b
         "[image]\nsize = 32\nchannels = 1\n"
         '[detector]\nkind = "ganomaly"\nepochs = 1\n[detector.options]\nfeatures = 4\n'
     )
-    point = train(recipe, tmp_path / "run", quiet=True).manifest.operating_point
+    point = train_bundle(recipe, tmp_path / "run").manifest.operating_point
     assert point.basis == "specificity"
     assert point.certified_fnr is None
     assert point.passed_ok / point.n_ok >= 0.9
@@ -161,7 +163,7 @@ def test_large_images_are_inspected_in_tiles(tmp_path, kind):
         f'[detector]\nkind = "{kind}"\nepochs = 1\n[detector.options]\nfeatures = 4\n'
         + ("" if kind == "classifier" else "latent = 8\n")
     )
-    bundle = train(recipe, tmp_path / "run", quiet=True)
+    bundle = train_bundle(recipe, tmp_path / "run")
     score, heatmap = bundle.open("cpu").score(np.zeros((2, 101, 96, 3), np.uint8))
     assert score.shape == (2,)
     assert heatmap.shape == (2, 101, 96)
@@ -245,7 +247,7 @@ latent = 8
 def test_a_classifier_trains_on_real_and_synthetic_ng_and_says_how_many(small_run, tmp_path, capsys):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(CLASSIFIER.format(dataset=small_run.dataset) + GENERATOR)
-    manifest = train(recipe, tmp_path / "run").manifest
+    manifest = train_bundle(recipe, tmp_path / "run", quiet=False).manifest
     assert manifest.dataset.synthetic_ng == 20
     splits = assign_splits(small_run.manifest, 0)
     assert manifest.operating_point.n_ng == sum(row.label == NG for row in splits.calibration)
@@ -256,7 +258,7 @@ def test_a_classifier_trains_on_real_and_synthetic_ng_and_says_how_many(small_ru
     recipe.write_text(ratio)
     shutil.rmtree(tmp_path / "run" / "bundle")
     (tmp_path / "run" / "checkpoint.pt").unlink()
-    without = train(recipe, tmp_path / "run", resume=True, quiet=True).manifest
+    without = train_bundle(recipe, tmp_path / "run", resume=True).manifest
     assert without.dataset.synthetic_ng == 0
     assert without.model_sha256 != manifest.model_sha256
 
@@ -272,7 +274,7 @@ def test_synthetic_rows_of_the_data_set_train_a_classifier(small_run, tmp_path):
     (copy / "manifest.csv").write_text("\n".join(extended) + "\n")
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(CLASSIFIER.format(dataset=copy))
-    assert train(recipe, tmp_path / "run", quiet=True).manifest.dataset.synthetic_ng == 1
+    assert train_bundle(recipe, tmp_path / "run").manifest.dataset.synthetic_ng == 1
 
 
 @pytest.mark.parametrize(
@@ -325,7 +327,7 @@ options = { features = 8, blocks = 1 }
 def test_several_detectors_make_one_bundle_whose_scores_are_combined_ranks(small_run, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(SEVERAL.replace('"boards"', f'"{small_run.dataset}"'))
-    bundle = train(recipe, tmp_path / "run", quiet=True)
+    bundle = train_bundle(recipe, tmp_path / "run")
     splits = assign_splits(small_run.manifest, 0)
     # One of the two has learned from the train split's NG, so only calibration's are unseen.
     assert bundle.manifest.operating_point.n_ng == sum(row.label == NG for row in splits.calibration)
@@ -338,9 +340,7 @@ def test_several_detectors_make_one_bundle_whose_scores_are_combined_ranks(small
     assert scores.max() == pytest.approx(1.0, abs=1e-3)
     assert (scores < 0.5).mean() <= 0.5
     shutil.rmtree(tmp_path / "run" / "bundle")
-    assert (
-        train(recipe, tmp_path / "run", resume=True, quiet=True).manifest.model_sha256 == bundle.manifest.model_sha256
-    )
+    assert train_bundle(recipe, tmp_path / "run", resume=True).manifest.model_sha256 == bundle.manifest.model_sha256
 
 
 def test_detectors_alike_start_apart_and_the_first_is_as_it_would_be_alone(small_run, tmp_path):

@@ -124,6 +124,7 @@ def test_coincident_images_and_a_set_of_one_image_only_give_no_nan():
     loss = prior.distance_loss(z, z.clone(), pixels, pixels * 1.0)
     loss.backward()
     assert torch.isfinite(loss)
+    assert pixels.grad is not None
     assert torch.isfinite(pixels.grad).all()
 
 
@@ -200,6 +201,7 @@ def test_the_distance_loss_pushes_a_collapsed_generators_images_apart():
     prior.distance_loss(
         prior.sample(8, "cpu"), prior.sample(8, "cpu"), theta * smooth(8, 1), theta * smooth(8, 2)
     ).backward()
+    assert theta.grad is not None
     assert theta.grad.item() < 0
 
 
@@ -222,4 +224,4 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="positive"):
         TruncatedPrior(8, 0.0)
     with pytest.raises(ValueError, match="kind must be"):
-        make_prior("uniform", 8, images=None)
+        make_prior("uniform", 8, images=None)  # type: ignore[arg-type]

@@ -104,14 +104,15 @@ def test_a_piece_is_laid_out_with_its_edges_repeated():
 def test_the_defect_and_nothing_else_is_taken_over(views, blend):
     piece = crop_of(views, 11, 17, shade=12)
     config = PlacingConfig(blend=blend, candidates=600)
-    drawn = place_crop(piece, CENTRAL, views[1:2], np.random.default_rng(0), config)
+    placed = place_crop(piece, CENTRAL, views[1:2], np.random.default_rng(0), config)
+    assert placed is not None
     truth = np.zeros((SIDE, SIDE), bool)
     truth[11:35, 17:41] = disc(24, 4)
-    assert (drawn.mask & truth).sum() >= 0.9 * truth.sum()
-    assert not (drawn.mask & ~ndimage.binary_dilation(truth, iterations=4)).any()
-    change = np.abs(drawn.image.astype(int) - views[1].numpy().astype(int))[0]
+    assert (placed.mask & truth).sum() >= 0.9 * truth.sum()
+    assert not (placed.mask & ~ndimage.binary_dilation(truth, iterations=4)).any()
+    change = np.abs(placed.image.astype(int) - views[1].numpy().astype(int))[0]
     assert change[ndimage.binary_erosion(truth, iterations=2)].min() > 40
-    assert not change[~ndimage.binary_dilation(drawn.mask, iterations=3)].any(), "beyond the border nothing changes"
+    assert not change[~ndimage.binary_dilation(placed.mask, iterations=3)].any(), "beyond the border nothing changes"
 
 
 def test_edges_that_meet_a_pixel_off_are_no_defect():
@@ -143,9 +144,10 @@ def test_a_crop_without_a_defect_gives_none_or_what_can_be_seen_of_it_where_it_d
     piece = views[1, :, 11:35, 17:41].numpy().astype(np.float32)
     config = PlacingConfig(candidates=600)
     assert place_crop(piece, CENTRAL, views[1:2], np.random.default_rng(0), config, force=False) is None
-    drawn = place_crop(piece, CENTRAL, views[1:2], np.random.default_rng(0), config)
-    assert 4 <= drawn.mask.sum() <= 1.15 * np.pi * 25
-    assert (drawn.image != views[1].numpy())[:, drawn.mask].mean() > 0.8
+    placed = place_crop(piece, CENTRAL, views[1:2], np.random.default_rng(0), config)
+    assert placed is not None
+    assert 4 <= placed.mask.sum() <= 1.15 * np.pi * 25
+    assert (placed.image != views[1].numpy())[:, placed.mask].mean() > 0.8
 
 
 def test_no_image_without_a_defect_is_called_ng():
@@ -161,10 +163,11 @@ def test_a_crop_as_large_as_the_view_may_stick_out_and_its_mask_never_does(views
     piece[:, disc(SIDE, 6)] -= 90
     centres = []
     for seed in range(8):
-        drawn = place_crop(piece, whole, views[[0, 2]], np.random.default_rng(seed), PlacingConfig())
-        assert drawn.image.shape == (1, SIDE, SIDE)
-        assert drawn.mask.any()
-        centres.append(ndimage.center_of_mass(drawn.mask))
+        placed = place_crop(piece, whole, views[[0, 2]], np.random.default_rng(seed), PlacingConfig())
+        assert placed is not None
+        assert placed.image.shape == (1, SIDE, SIDE)
+        assert placed.mask.any()
+        centres.append(ndimage.center_of_mass(placed.mask))
     assert np.ptp(np.array(centres), axis=0).min() > 2, "defects are not always in the middle"
 
 

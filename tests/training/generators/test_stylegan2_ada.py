@@ -98,7 +98,12 @@ def test_the_path_penalty_has_its_weight_times_its_interval_on_half_a_batch(make
     method = make_method(path_length=2.0, path_length_every=4)
     seen = []
     true = method.path_length.forward
-    monkeypatch.setattr(method.path_length, "forward", lambda images, ws: seen.append(true(images, ws)) or seen[-1])
+
+    def forward(images, ws):
+        seen.append(true(images, ws))
+        return seen[-1]
+
+    monkeypatch.setattr(method.path_length, "forward", forward)
     shapes = []
     method.generator.synthesis.register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape))
     losses = method._path_losses(batch_of(method, 6))
@@ -235,17 +240,22 @@ def test_fakes_have_classes_as_often_as_the_training_images(make_method):
 def test_r_v_compares_with_the_images_held_out(make_method, monkeypatch):
     held_out = Batch(torch.full((3, 1, 16, 16), 0.25), torch.tensor([0, 1, 1]))
     method = make_method(ada_heuristic="r_v", held_out=held_out)
-    seen, told = [], []
+    seen, observed = [], []
     method._augment = lambda images, _p: images
     method.discriminator.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     true = method.ada.observe_validation
-    monkeypatch.setattr(method.ada, "observe_validation", lambda *logits: told.append(logits) or true(*logits))
+
+    def observe(*logits):
+        observed.append(logits)
+        return true(*logits)
+
+    monkeypatch.setattr(method.ada, "observe_validation", observe)
     batch = batch_of(method)
     method._discriminator_losses(batch)
     assert (seen[-1] == 0.25).all()
     assert torch.equal(seen[-2], batch.images)
-    assert [len(logits) for logits in told[0]] == [4, 4, 4]
-    assert not told[0][1].requires_grad
+    assert [len(logits) for logits in observed[0]] == [4, 4, 4]
+    assert not observed[0][1].requires_grad
 
 
 # --- freeze, averages, spectral norm ---

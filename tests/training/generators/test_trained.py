@@ -18,6 +18,7 @@ def trained(classes=("hole", "scratch", "short"), counts=(6, 3, 1), conditional=
     shape = StyleGAN2Config(16, 20, 3, len(classes) if conditional else 0, **TINY)
     network = Generator(shape).eval().requires_grad_(False)
     for layer in network.synthesis.convs:
+        assert isinstance(layer.strength, torch.Tensor)
         layer.strength.fill_(0.5)
     return TrainedGenerator(
         network=network,
@@ -60,7 +61,7 @@ def test_the_random_state_of_the_caller_is_left_alone():
 
 def test_no_image_s_noise_is_drawn_from_another_s_seed():
     generator = trained(conditional=False)
-    seeds = []
+    seeds: list[int] = []
     generator.network.register_forward_pre_hook(
         lambda _module, _inputs, named: seeds.extend(g.initial_seed() for g in named["noise"]), with_kwargs=True
     )
@@ -97,7 +98,7 @@ def test_classes_come_interleaved_in_proportion_to_their_counts():
 def test_a_class_that_it_never_saw_is_refused_with_those_it_knows():
     with pytest.raises(UserError, match="never saw the defect class 'dent'") as refused:
         trained().class_numbers(1, "dent")
-    assert "hole, scratch, short" in refused.value.remedy
+    assert "hole, scratch, short" in str(refused.value.remedy)
 
 
 def test_an_unconditional_generator_cannot_be_asked_for_a_class():
@@ -153,7 +154,7 @@ def test_a_file_that_is_missing_damaged_or_newer_is_named(tmp_path):
     torch.save(state | {"format": 99}, path)
     with pytest.raises(UserError, match="has format 99") as refused:
         TrainedGenerator.load(tmp_path)
-    assert "Update" in refused.value.remedy
+    assert "Update" in str(refused.value.remedy)
     del state["network"]["mapping.layers.0.weight"]
     torch.save(state, path)
     with pytest.raises(UserError, match="cannot be read"):

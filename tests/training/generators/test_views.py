@@ -65,6 +65,7 @@ def test_whole_ng_have_the_mask_of_all_their_defects_or_none(parts):
     assert views.classes == ["dent+spot", "NG"]
     assert views.located.tolist() == [True, False]
     share = defect_share(parts, parts.rows[6], WHOLE)
+    assert share is not None
     assert torch.equal(views.masks[0] > 0, share[0] >= 128)
     assert views.images[0][views.masks[0] > 0].float().mean() > 200
     assert views.only(views.located).classes == ["dent+spot"]
@@ -91,6 +92,10 @@ def test_a_defect_larger_than_a_tile_shows_its_middle_at_the_detector_s_scale(pa
 def test_materials_survive_their_state(parts):
     made = Materials(ok_views(parts, parts.rows, WHOLE, seed=0).images, ng_views(parts, parts.rows, WHOLE))
     again = Materials.from_state(made.state())
+    assert again.ok is not None
+    assert made.ok is not None
+    assert again.ng is not None
+    assert made.ng is not None
     assert torch.equal(again.ok, made.ok)
     assert torch.equal(again.ng.masks, made.ng.masks)
     assert again.ng.classes == made.ng.classes

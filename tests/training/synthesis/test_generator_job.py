@@ -171,7 +171,7 @@ class Watched(Batches):
 
 
 def test_images_held_out_for_r_v_never_appear_in_a_batch(crops, tmp_path, monkeypatch):
-    methods = []
+    methods: list[StyleGAN2ADAMethod] = []
 
     class Kept(StyleGAN2ADAMethod):
         def __init__(self, *arguments, **named):
@@ -183,6 +183,7 @@ def test_images_held_out_for_r_v_never_appear_in_a_batch(crops, tmp_path, monkey
     monkeypatch.setattr(generator_job, "StyleGAN2ADAMethod", Kept)
     job(crops, tmp_path, steps=8, options={"ada_heuristic": "r_v"}).train()
     held_out = methods[0].held_out
+    assert held_out is not None
     assert len(held_out.images) == round(0.1 * len(crops))
     whole = {image.numpy().tobytes() for image in crops.images}
     assert len(whole) == len(crops), "the test needs images that differ"
@@ -206,6 +207,7 @@ def test_no_class_loses_its_last_image_to_the_images_held_out(crops, tmp_path):
         made = job(few, tmp_path, seed=seed, options={"ada_heuristic": "r_v"})
         config = configure(made.section, (32, 32), 1, 9)[1]
         training, held_out = made._held_out(config)
+        assert held_out is not None
         assert (training.labels.bincount(minlength=9) >= 1).all()
         assert held_out.labels.tolist() == [8]
     alone = Crops(crops.images[:2], ["open", "short"], crops.sources[:2])
@@ -305,8 +307,9 @@ def test_a_job_killed_with_9_and_resumed_leaves_what_one_left_alone_does(crops, 
     finally:
         process.kill()
     assert process.wait() == -signal.SIGKILL
-    reached = checkpoint.load(killed)["step"]
-    assert 0 < reached < steps
+    state = checkpoint.load(killed)
+    assert state is not None
+    assert 0 < state["step"] < steps
     job(crops, killed, steps=steps, resume=True).train()
     job(crops, tmp_path / "whole", steps=steps).train()
     assert_identical(tensors(tmp_path / "whole"), tensors(killed))
