@@ -24,7 +24,7 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The folder's checkpoint with tensors on the CPU, or None where there is none.
+    """Read the folder's checkpoint with tensors on the CPU, or None where there is none.
 
     Raises:
         UserError: the file is damaged or from a newer Kizu.

@@ -1,4 +1,4 @@
-"""The offline commands: import, render, and what trains on it. Heavy modules are imported inside the commands."""
+"""Offline commands: import, render, train, synthesise, evaluate. Heavy modules are imported inside the commands."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SHOWN = 10
 
 
 def register(app: typer.Typer) -> None:
-    """Add the training room's commands to `app`."""
+    """Add the training commands to `app`."""
     app.add_typer(_import_app(), name="import")
     app.add_typer(_data_app(), name="data")
     app.command("train")(_train)
@@ -319,7 +319,7 @@ def _bar(title: str, total: int) -> Iterator[Progress]:
 
 @contextmanager
 def _journal(title: str) -> Iterator[Journal]:
-    """A journal whose progress shows on stderr."""
+    """Yield a journal whose progress shows on stderr."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 

@@ -1,4 +1,4 @@
-"""Consistency regularisation: what must not change the discriminator's mind, and must change the image.
+"""Consistency regularisation: changes that must not change a discriminator's logits, and must change the image.
 
 Notable here:
 - CR (Zhang et al. 2020): D(x) = D(T(x)) on real images. bCR (Zhao et al. 2021): on fakes, too. zCR: D(G(z)) =
@@ -88,7 +88,7 @@ def zcr_generator(fake: Tensor, fake_near: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Consistency:
-    """Which terms are on, and their weights, by default the papers', found with SNGAN and BigGAN at 32² to 128²."""
+    """Selection of terms, and their weights: by default the papers', found with SNGAN and BigGAN at 32² to 128²."""
 
     kind: Kind = "none"
     real_weight: float = 10.0
@@ -104,16 +104,16 @@ class Consistency:
 
     @property
     def needs_transform(self) -> bool:
-        """Whether the discriminator sees T(x)."""
+        """True if the discriminator sees T(x)."""
         return self.kind in ("cr", "bcr", "icr")
 
     @property
     def needs_near(self) -> bool:
-        """Whether G(z + δ) has to be drawn, in the discriminator's step and in the generator's."""
+        """True if G(z + δ) is needed, in the discriminator's step and in the generator's."""
         return self.kind in ("zcr", "icr")
 
     def near(self, z: Tensor) -> Tensor:
-        """z + δ with δ ~ N(0, σ²): the same shape."""
+        """Return z + δ with δ ~ N(0, σ²): the same shape."""
         return z + self.sigma * torch.randn_like(z)
 
     def discriminator_term(
@@ -128,12 +128,12 @@ class Consistency:
         fake_logits: Tensor,
         of_fakes: Discriminator | None = None,
     ) -> Tensor:
-        """The weighted terms that the discriminator adds to its loss: 0-dim, a constant 0 where `kind` is none.
+        """Return the weighted terms that the discriminator adds to its loss: 0-dim, a constant 0 where `kind` is none.
 
         Args:
             discriminator: images → logits, without the augmentation that trains it: asked to overlook what ADA does to
                 images, D would let it leak into fakes.
-            transform: T, images → images, drawn anew at each call.
+            transform: T, images → images, random anew at each call.
             real: x [N, C, H, W].
             fake: G(z) [N, C, H, W].
             fake_near: G(z + δ); None unless `needs_near`.
@@ -149,18 +149,18 @@ class Consistency:
             fake = fake.detach()
             term = term + self.fake_weight * cr(of_fakes, fake, transform(fake), logits=fake_logits)
         if self.needs_near:
-            on_z = zcr_discriminator(of_fakes, fake, _drawn(fake_near), logits=fake_logits)
+            on_z = zcr_discriminator(of_fakes, fake, _required(fake_near), logits=fake_logits)
             term = term + self.z_discriminator_weight * on_z
         return term
 
     def generator_term(self, fake: Tensor, fake_near: Tensor | None) -> Tensor:
-        """The weighted term that the generator adds to its loss: 0-dim, never positive; a constant 0 without zCR."""
+        """Return the weighted term that the generator adds to its loss: 0-dim, at most 0; a constant 0 without zCR."""
         if not self.needs_near:
             return fake.new_zeros((), dtype=torch.float32)
-        return self.z_generator_weight * zcr_generator(fake, _drawn(fake_near))
+        return self.z_generator_weight * zcr_generator(fake, _required(fake_near))
 
 
-def _drawn(fake_near: Tensor | None) -> Tensor:
+def _required(fake_near: Tensor | None) -> Tensor:
     if fake_near is None:
-        raise ValueError("zCR needs G(z + δ): draw it where needs_near is true")
+        raise ValueError("zCR needs G(z + δ): sample it where needs_near is true")
     return fake_near

@@ -1,4 +1,4 @@
-"""Where and how a run is executed; nothing here decides what comes out of it."""
+"""Execution of a run: log, device and processes, none of which decides the result."""
 
 from __future__ import annotations
 

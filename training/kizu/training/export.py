@@ -1,4 +1,4 @@
-"""torch → ONNX, and the proof that both give the same scores.
+"""Export from torch to ONNX, with a check that both give the same scores.
 
 Notable here:
 - The whole inspector is traced, preprocessing and tiling included, with every size free.
@@ -34,13 +34,13 @@ VERDICT_MARGIN = 2e-5
 
 
 class ParityError(UserError):
-    """The exported graph does not score as torch does."""
+    """Scores of the exported graph differ from torch's."""
 
     exit_code = 4
 
 
 def export_onnx(inspector: Inspector) -> bytes:
-    """The inspector as one self-contained ONNX file.
+    """Export the inspector as one self-contained ONNX file.
 
     Raises:
         RuntimeError: the exporter met something that it cannot express.
@@ -71,7 +71,7 @@ def export_onnx(inspector: Inspector) -> bytes:
 
 
 def torch_scorer(inspector: Inspector, device: torch.device | str = "cpu") -> ScoreFunction:
-    """The inspector as a function of arrays, for comparison with the exported graph."""
+    """Wrap the inspector as a function of arrays, for comparison with the exported graph."""
     inspector = inspector.to(device).eval()
 
     @torch.no_grad()
@@ -91,7 +91,7 @@ class ParityCheck:
         self._heatmap = 0.0
 
     def score(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The exported graph's answer; the reference's is kept for `result`."""
+        """Score by the exported graph; the reference's scores are kept for `result`."""
         scores, heatmaps = self._exported(images)
         expected_scores, expected_heatmaps = self._reference(images)
         self._pairs.append((scores, expected_scores))
@@ -99,7 +99,7 @@ class ParityCheck:
         return scores, heatmaps
 
     def result(self, operating_point: OperatingPoint) -> Parity:
-        """What was found.
+        """Return the largest differences.
 
         Raises:
             ParityError: scores differ by more than 1e-4 relative, or of their median size where that is larger, or any
@@ -130,12 +130,12 @@ class ParityCheck:
 
 
 def relative_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """max |a − b| / max |b|."""
+    """Return max |a − b| / max |b|."""
     return float(np.max(np.abs(a - b)) / max(float(np.max(np.abs(b))), 1e-12))
 
 
 def _name_axes(model: onnx_ir.Model, geometry: InputGeometry) -> None:
-    """Call the free axes what the contract calls them, instead of the exporter's s40, s62, …"""
+    """Name the free axes as the contract does, instead of the exporter's s40, s62, …"""
     heatmap: list[str | int] = ["N", "H", "W"] if geometry.tile else ["N", geometry.height, geometry.width]
     axes: dict[str, list[str | int]] = {"image": ["N", "H", "W", "C"], "score": ["N"], "heatmap": heatmap}
     for value in [*model.graph.inputs, *model.graph.outputs]:
@@ -144,7 +144,7 @@ def _name_axes(model: onnx_ir.Model, geometry: InputGeometry) -> None:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter talks to stdout and warns about packages that Kizu does not need."""
+    """Silence the exporter, which prints to stdout and warns about packages that Kizu does not need."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -6,7 +6,7 @@ Notable here:
 - During a phase only its networks require gradients; networks that no phase of a stage trains are in eval mode, so a
   frozen network keeps its very bits, batch-norm statistics included.
 - A run that is killed and resumed gives the same weights as one left alone: networks, averages, optimisers, random
-  state and the place in the data are in the checkpoint.
+  state and the position in the data are in the checkpoint.
 - Nothing in a step waits for the device; losses are read at control points only.
 """
 
@@ -41,7 +41,7 @@ class Phase:
     trains: nn.Module
     optimizer: torch.optim.Optimizer
     losses: Callable[[Batch], Losses]
-    """A batch → named scalars; `total` is what gets differentiated."""
+    """From a batch to named scalars; `total` is differentiated."""
     repeats: int = 1
     """Updates per step, each on a batch of its own (n_critic)."""
     every: int = 1
@@ -80,11 +80,11 @@ class Stage:
     phases: list[Phase]
     averages: list[Ema] = field(default_factory=list)
     at_control: Callable[[dict[str, float]], None] | None = None
-    """Called with the losses at control points, to correct what the paper corrects."""
+    """Takes the losses at control points, to correct what the paper corrects."""
     problem: Callable[[], str | None] | None = None
-    """Asked at control points: says in words what has collapsed, or None."""
+    """Returns, at control points, a description of what has collapsed, or None."""
     measure: Callable[[int], dict[str, float]] | None = None
-    """Asked every `measure_every` steps and at the end for figures to log; the run's random state is put back."""
+    """Returns figures to log every `measure_every` steps and at the end; the random state is restored afterwards."""
     measure_every: int = 1
 
 
@@ -97,11 +97,11 @@ class Method(Protocol):
         ...
 
     def stages(self, images: int) -> list[Stage]:
-        """The stages, given the number of training images."""
+        """Return the stages, given the number of training images."""
         ...
 
     def samples(self, images: Tensor) -> Tensor:
-        """A picture of the state of training: [rows · 8, C, H, W] in [−1, 1], from 8 fixed images."""
+        """Return a picture of the state of training: [rows · 8, C, H, W] in [−1, 1], from 8 fixed images."""
         ...
 
 
@@ -111,7 +111,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resum
 
 @dataclass
 class LoopSettings:
-    """How a run is run; none of this changes its result."""
+    """Settings of a run that do not change its result."""
 
     checkpoint_seconds: float = 60.0
     control_every: int = 10
@@ -272,18 +272,18 @@ class TrainingLoop:
         self.log.scalars(stage.name, values, self.step)
 
     def _picture(self, stage: Stage) -> None:
-        with self._looking():
+        with self._evaluating():
             self.log.picture(stage.name, self.method.samples(self._watched), self.step)
 
     def _measure(self, stage: Stage, measure: Callable[[int], dict[str, float]]) -> None:
         if self.processes.is_main:
-            with self._looking():
+            with self._evaluating():
                 self.log.scalars(stage.name, measure(self.step), self.step)
         self.processes.barrier()
 
     @contextmanager
-    def _looking(self) -> Iterator[None]:
-        """Networks in eval mode, no gradients, and a random state that is put back."""
+    def _evaluating(self) -> Iterator[None]:
+        """Put networks into eval mode, without gradients, and restore modes and random state afterwards."""
         modes = {module: module.training for module in self.method.networks.modules()}
         self.method.networks.eval()
         devices = [self.device] if self.device.type == "cuda" else []
@@ -338,7 +338,7 @@ class TrainingLoop:
 
     @contextmanager
     def _catching_signals(self) -> Iterator[None]:
-        """First signal: stop at the next control point with a checkpoint. Second: stop now."""
+        """Stop at the next control point with a checkpoint at the first signal, at once at the second."""
 
         def request_stop(number: int, frame: object) -> None:
             del frame

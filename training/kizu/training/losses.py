@@ -22,7 +22,7 @@ SSIM_K1, SSIM_K2 = 0.01, 0.03
 
 
 class AdversarialLoss(NamedTuple):
-    """What a discriminator and its generator minimise."""
+    """Losses of a discriminator and of its generator."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     """(logits of real, logits of fake), any shape → scalar."""

@@ -1,4 +1,4 @@
-"""An optimiser with its schedule, for detectors that train for a set number of steps.
+"""Optimiser with a schedule, for detectors that train for a set number of steps.
 
 Notable here:
 - The schedule counts in the optimiser's own state, which checkpoints keep: a resumed run goes on where it stopped.
@@ -45,7 +45,7 @@ class CosineAdamW(AdamW):
 
 
 def decayed(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The network's parameters as groups for AdamW: decay for weights, none for biases and normalisation."""
+    """Group the network's parameters for AdamW: decay for weights, none for biases and normalisation."""
     parameters = list(network.parameters())
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -54,7 +54,7 @@ def decayed(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def cosine(step: int, steps: int) -> float:
-    """Share of the peak rate at a step (Loshchilov & Hutter 2017, equation 5, without restarts)."""
+    """Return the share of the peak rate at a step (Loshchilov & Hutter 2017, equation 5, without restarts)."""
     warmup = steps // 20
     if step < warmup:
         return (step + 1) / (warmup + 1)

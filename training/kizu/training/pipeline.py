@@ -1,4 +1,4 @@
-"""A run of a recipe: splits → generator → detectors → operating point → bundle.
+"""Pipeline of a run: recipe → splits → generator → detectors → operating point → bundle.
 
 Notable here:
 - A detector sees the train split, the threshold the calibration split, the report the test split, each once. No epoch
@@ -85,12 +85,13 @@ def train_run(run: Run, execution: Execution) -> Bundle | None:
 
 @dataclass(frozen=True)
 class _Training:
-    """A run from its recipe to its bundle."""
+    """Stages of one run, in their order."""
 
     run: Run
     execution: Execution
 
     def bundle(self) -> Bundle | None:
+        """Train everything and export it; None on other processes than the main one."""
         recipe = self.run.recipe
         # Made first: a slip in [detector] must not show after hours of [generator].
         members = [self._member(index) for index in range(len(recipe.detector))]
@@ -133,7 +134,7 @@ class _Training:
         """Train one detector; return the number of synthetic NG that took part."""
         run, processes, device = self.run, self.execution.processes, self.execution.device
         section, folder = run.recipe.detector[index], run.detector_folder(index)
-        log = self.execution.log if folder == run.folder else self.execution.log.beneath(folder.name)
+        log = self.execution.log if folder == run.folder else self.execution.log.child(folder.name)
         for note in method.notes:
             log.say(note)
         processes.barrier()  # until the main process has sampled the synthetic NG

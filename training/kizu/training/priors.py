@@ -1,4 +1,4 @@
-"""What z is drawn from.
+"""Distributions of the latent z.
 
 Notable here:
 - StyleGAN2's mapping divides z by the root of its second moment and so erases its radius. It hardly touches a normal z,
@@ -28,11 +28,11 @@ class Prior(Protocol):
     """Dimensions of z."""
 
     def sample(self, n: int, device: torch.device | str) -> Tensor:
-        """n draws: [n, latent]."""
+        """Return n samples: [n, latent]."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """Plain values and tensors that `make_prior` makes the same prior from."""
+        """Return plain values and tensors from which `make_prior` makes the same prior."""
         ...
 
 
@@ -43,11 +43,11 @@ class NormalPrior:
     latent: int
 
     def sample(self, n: int, device: torch.device | str) -> Tensor:
-        """n draws: [n, latent]."""
+        """Return n samples: [n, latent]."""
         return torch.randn(n, self.latent, device=device)
 
     def state(self) -> dict[str, Any]:
-        """Nothing but its kind."""
+        """Return the kind alone."""
         return {"kind": "normal"}
 
 
@@ -55,7 +55,7 @@ class NormalPrior:
 class TruncatedPrior:
     """z ~ N(0, I) with each |z_i| > τ resampled, never clipped (Brock et al. 2019, section 3.1).
 
-    Drawn as Φ⁻¹(u) with u ~ U(Φ(−τ), Φ(τ)), which is the distribution that resampling ends with, without its loop.
+    Sampled as Φ⁻¹(u) with u ~ U(Φ(−τ), Φ(τ)), which is the distribution that resampling ends with, without its loop.
     """
 
     latent: int
@@ -67,7 +67,7 @@ class TruncatedPrior:
             raise ValueError(f"threshold must be positive, not {self.threshold}")
 
     def sample(self, n: int, device: torch.device | str) -> Tensor:
-        """n draws: [n, latent], all in [−τ, τ]."""
+        """Return n samples: [n, latent], all in [−τ, τ]."""
         inside = math.erf(self.threshold / math.sqrt(2))  # Φ(τ) − Φ(−τ)
         # In fp32, u would come too near to 1 for the upper tail.
         u = 0.5 + inside * (torch.rand(n, self.latent, device=device, dtype=torch.float64) - 0.5)
@@ -76,7 +76,7 @@ class TruncatedPrior:
         return quantiles.clamp(-self.threshold, self.threshold).float()
 
     def state(self) -> dict[str, Any]:
-        """Kind and τ."""
+        """Return kind and τ."""
         return {"kind": "truncated", "threshold": self.threshold}
 
 
@@ -84,9 +84,9 @@ class BourgainPrior(nn.Module):
     """A mixture of Gaussians whose centres lie to each other as training images do (Xiao et al. 2018, BourGAN).
 
     Args:
-        images: [M, C, H, W] in [−1, 1], at least 2; of more than `most`, that many are drawn: distances cost O(n²).
+        images: [M, C, H, W] in [−1, 1], at least 2; of more than `most`, that many are sampled: distances cost O(n²).
         latent: dimensions of z, at least 2.
-        seed: of the draws made here. The samples' randomness is the device's.
+        seed: of the random choices made here. The samples' randomness is the device's.
         sigma: standard deviation of the Gaussians in each dimension of z.
         most: how many images become centres.
         repeats: m, subsets of each size.
@@ -126,18 +126,18 @@ class BourgainPrior(nn.Module):
         self.register_buffer("scale", _scale(distances, rows, sigma).float())
 
     def sample(self, n: int, device: torch.device | str) -> Tensor:
-        """n draws, a random centre plus N(0, σ²) each: [n, latent]."""
+        """Return n samples, a random centre plus N(0, σ²) each: [n, latent]."""
         rows = self.rows.to(device)
         centres = rows[torch.randint(len(rows), (n,), device=rows.device)]
         return centres + self.sigma * torch.randn(n, self.latent, device=rows.device)
 
     def state(self) -> dict[str, Any]:
-        """Kind, centres, scale and σ."""
+        """Return kind, centres, scale and σ."""
         return {"kind": "bourgain", "rows": self.rows.cpu(), "scale": self.scale.cpu(), "sigma": self.sigma}
 
     @classmethod
     def restored(cls, state: dict[str, Any], latent: int) -> BourgainPrior:
-        """The prior that gave this state, without its images."""
+        """Restore the prior that gave this state, without its images."""
         prior = cls.__new__(cls)
         nn.Module.__init__(prior)
         prior.latent, prior.sigma = latent, state["sigma"]
@@ -150,7 +150,7 @@ class BourgainPrior(nn.Module):
 
         Args:
             z1: [N, latent].
-            z2: the same shape, drawn independently.
+            z2: the same shape, sampled independently.
             image1: G(z1) [N, C, H, W], of the size of the training images.
             image2: G(z2), the same shape.
 
@@ -226,7 +226,7 @@ def make_prior(
     seed: int = 0,
     state: dict[str, Any] | None = None,
 ) -> Prior:
-    """The prior of that name.
+    """Make the prior of that name.
 
     Args:
         kind: which.

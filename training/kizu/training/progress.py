@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar with losses and time left, TensorBoard scalars, sample grids.
+"""Output of a run while it trains: a progress bar with losses and time left, TensorBoard scalars, sample grids.
 
 Without a terminal (a log file, CI) a line is printed now and then instead of a bar.
 """
@@ -39,7 +39,7 @@ class StageProgress:
         self._losses = ""
 
     def advance(self) -> None:
-        """One step is done."""
+        """Count one step."""
         self.done += 1
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task)
@@ -59,13 +59,13 @@ class StageProgress:
 
 
 class RunLog:
-    """Where a run reports to. `folder` None, or `quiet`: nothing is written, or shown."""
+    """Log of a run: messages, bars, scalars, pictures. `folder` None: nothing is written; `quiet`: nothing is shown."""
 
     def __init__(self, folder: Path | None, *, quiet: bool = False):
         self.console = Console(file=sys.stderr, quiet=quiet)
         self.folder = folder
         self.spent: dict[str, float] = {}
-        """Seconds that this process gave to each stage; of a part of the run, under `part/stage`."""
+        """Seconds that this process spent in each stage; for a part of the run, under `part/stage`."""
         self._part = ""
         self._stage: StageProgress | None = None
         self._writer = None
@@ -74,8 +74,8 @@ class RunLog:
 
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def beneath(self, name: str) -> RunLog:
-        """A log for a part of the run with a folder of its own, as quiet as this one."""
+    def child(self, name: str) -> RunLog:
+        """Return a log for a part of the run with a folder of its own, as quiet as this one."""
         log = RunLog(self.folder / name if self.folder is not None else None, quiet=self.console.quiet)
         log.spent, log._part = self.spent, f"{self._part}{name}/"
         return log
@@ -89,7 +89,7 @@ class RunLog:
 
     @contextmanager
     def stage(self, name: str, steps: int, done: int) -> Iterator[StageProgress]:
-        """Show progress while a stage runs, and note what it took."""
+        """Show progress while a stage runs, and note its duration."""
         began = time.monotonic()
         try:
             with self._shown(name, steps, done) as progress:
@@ -116,7 +116,7 @@ class RunLog:
             yield self._stage
 
     def scalars(self, stage: str, values: dict[str, float], step: int) -> None:
-        """Losses at a control point."""
+        """Show and record losses at a control point."""
         if self._stage is not None:
             self._stage.losses(values)
         if self._writer is not None:
@@ -124,7 +124,7 @@ class RunLog:
                 self._writer.add_scalar(f"{stage}/{name}", value, step)
 
     def picture(self, stage: str, images: Tensor, step: int) -> None:
-        """A grid of images [rows · 8, C, H, W] in [−1, 1], to TensorBoard and to `samples/`."""
+        """Write a grid of images [rows · 8, C, H, W] in [−1, 1] to TensorBoard and to `samples/`."""
         if self.folder is None or self._writer is None:
             return
         grid = tile_grid(images, 8)
@@ -134,7 +134,7 @@ class RunLog:
         Image.fromarray(grid).save(path)
 
     def say(self, text: str) -> None:
-        """A line for the person who watches."""
+        """Print a message."""
         self.console.print(text, highlight=False)
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class RunLog:
 
 
 def tile_grid(images: Tensor, columns: int) -> NDArray[np.uint8]:
-    """[N, C, H, W] in [−1, 1] → uint8 [rows · H, columns · W, 3], row by row."""
+    """Tile images [N, C, H, W] in [−1, 1], row by row: uint8 [rows · H, columns · W, 3]."""
     n, channels, height, width = images.shape
     rows = -(-n // columns)
     pixels = (
@@ -162,6 +162,6 @@ def tile_grid(images: Tensor, columns: int) -> NDArray[np.uint8]:
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
-    """uint8 [N, C, H, W] as one PNG, grey where the images are."""
+    """Write images uint8 [N, C, H, W] as one PNG, grey where the images are."""
     grid = Image.fromarray(tile_grid(images.float() / 127.5 - 1, columns))
     grid.convert("L" if images.shape[1] == 1 else "RGB").save(path, optimize=True)

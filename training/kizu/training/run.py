@@ -1,4 +1,4 @@
-"""A training run: its recipe, its data, and the folder that it owns with the names of what lies in it.
+"""Training run: recipe, data, and the folder that it owns, with the names of everything in it.
 
 Notable here:
 - The identity covers everything that decides weights: a checkpoint goes on only under the one that it began with.
@@ -36,7 +36,7 @@ GENERATOR_FILE = "generator.pt"
 SOURCE_FILE = "drawing.pt"
 """Views, masks and options of a generator that samples from camera images."""
 PLAN_FILE = "drawn.json"
-"""What the images of the synthetic folder were sampled from."""
+"""Generator, seed, count and filter of the images in the synthetic folder."""
 METRICS_FILE = "metrics.jsonl"
 EXTRACTOR_FILE = "features.pt"
 FILTER_FOLDER = "filter"
@@ -54,7 +54,7 @@ class Run:
     manifest: Manifest
     splits: Splits
     fingerprint: str
-    """Of the manifest: every cell, image and mask."""
+    """Digest of the manifest: every cell, image and mask."""
     folder: Path
     recipe_dir: Path
     """Paths in a recipe are relative to this directory first, then to the working directory."""

@@ -33,11 +33,20 @@ class Sampling(Protocol):
     """Shares of OK, NG, synthetic NG and unlabelled images in a batch."""
 
     @property
-    def ng_share(self) -> float: ...
+    def ng_share(self) -> float:
+        """Share of NG in a batch, of its labelled images."""
+        ...
+
     @property
-    def synthetic_weight(self) -> float: ...
+    def synthetic_weight(self) -> float:
+        """Weight of a synthetic image in the loss."""
+        ...
+
     @property
-    def synthetic_ratio(self) -> float: ...
+    def synthetic_ratio(self) -> float:
+        """Synthetic NG per real one in a batch, at most."""
+        ...
+
     @property
     def synthetic_is_ng(self) -> bool:
         """Synthetic NG count among the NG's share of a batch."""
@@ -54,11 +63,11 @@ class HeldOut:
     """Images that calibrate scores."""
 
     images: Tensor
-    """Of all tiles: uint8 [M, C, h, w]."""
+    """All tiles: uint8 [M, C, h, w]."""
     owners: Tensor
     """Index of the image that each tile is of, int64 [M]."""
     labels: Tensor
-    """Of the images, 0 or 1, int64 [K]."""
+    """Label of each image, 0 or 1, int64 [K]."""
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,8 @@ def check_keys(section: GeneratorSection) -> None:
         )
 
 
-def drawing_config(section: GeneratorSection) -> Any:
-    """The configuration of a kind that does not train.
+def untrained_config(section: GeneratorSection) -> Any:
+    """Return the configuration of a kind that does not train.
 
     Raises:
         UserError: unknown option, or a value out of range.

@@ -42,7 +42,7 @@ def solve_rectangle(frame: NDArray[np.float64], laplacian: NDArray[np.float64]) 
 
 
 def poisson_blend(background: Floats, source: Floats, inside: Mask) -> Floats:
-    """The background with `inside` filled so that its gradients are the source's: [C, H, W].
+    """Fill `inside` of the background so that its gradients are the source's: [C, H, W].
 
     Args:
         background, source: [C, H, W]; of the source, the pixels of `inside` and their neighbours count.

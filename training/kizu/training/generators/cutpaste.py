@@ -72,7 +72,7 @@ class CutPaste:
         return np.ones(rectangle(rng, view.shape[1], view.shape[2], self.config.smallest, self.config.largest), bool)
 
     def _scar(self, rng: np.random.Generator, size: tuple[int, ...]) -> Mask:
-        """A thin bar, turned by up to 45° from upright or lying."""
+        """Return a thin bar, turned by up to 45° from upright or lying."""
         long = max(4.0, rng.uniform(0.4, 1.0) * self.config.longest * min(size))
         wide = max(2.0, long * rng.uniform(0.05, 0.25))
         angle = np.deg2rad(rng.uniform(-45, 45)) + (np.pi / 2) * int(rng.integers(2))

@@ -124,7 +124,7 @@ def defect_statistics(masks: Tensor) -> DefectStatistics:
 
 @dataclass(frozen=True)
 class PlacedGenerator:
-    """A trained generator of crops whose defects are put into OK views; `run` tells it from the generator of crops."""
+    """Generator that places the defects of a trained generator of crops in OK views."""
 
     crops: TrainedGenerator
     views: Tensor
@@ -135,6 +135,7 @@ class PlacedGenerator:
     """By class; under the empty name, of all."""
     config: PlacingConfig
     run: str
+    """Identifies it; not the name of the generator of crops."""
 
     @property
     def kind(self) -> str:

@@ -42,9 +42,14 @@ class DefectGenerator(Protocol):
     """A source of synthetic NG, trained or not."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """Name of the way to synthesise, as in a recipe."""
+        ...
+
     @property
-    def run(self) -> str: ...
+    def run(self) -> str:
+        """Name and digest, as they stand in a synthetic image's origin."""
+        ...
 
     def class_numbers(self, count: int, wanted: str | None = None) -> list[int]:
         """Return the classes of `count` images; a longer list begins with a shorter one."""

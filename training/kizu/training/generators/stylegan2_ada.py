@@ -41,7 +41,7 @@ BETAS = (0.0, 0.99)
 CRITIC_PENALTY = 10.0
 """λ of Gulrajani et al. 2017, for the loss `wgan-gp`."""
 BOURGAIN_WEIGHT = 0.1
-"""Of the distance term (Xiao et al. 2018)."""
+"""Weight of the distance term (Xiao et al. 2018)."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class StyleGAN2ADAMethod:
     Args:
         shape: of the networks.
         config: how they train.
-        augmentations: which transformations ADA may draw.
+        augmentations: the transformations that ADA may apply.
         kimg: thousands of real images shown to D.
         labels: class numbers of the training images, int64 [M]; fakes get classes as often as these have them.
         images: the training images, uint8 [M, C, H, W]; only the Bourgain prior looks at them.
@@ -190,8 +190,7 @@ class StyleGAN2ADAMethod:
         # Convolutions and low-pass filters over channels-last memory are the faster ones, on CPU as on CUDA.
         for network in (self.generator, self.discriminator, self.average):
             network.to(memory_format=torch.channels_last)
-        self.labels = labels
-        self.held_out = held_out
+        self.labels, self.held_out = labels, held_out
         self.measure: Callable[[int], dict[str, float]] | None = None
         self.measurements = 0
         self._augment = AdaAugment(augmentations, shape.channels)

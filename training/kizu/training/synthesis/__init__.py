@@ -1,1 +1,1 @@
-"""The generator's stage of a run: train it where it trains, sample synthetic NG, filter them, and write them down."""
+"""Synthesis stage of a run: train the generator where it trains, sample synthetic NG, filter and store them."""

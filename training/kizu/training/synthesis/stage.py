@@ -1,4 +1,4 @@
-"""The generator's stage of a run: `generator/` with what it learned, `synthetic/` with its NG.
+"""Synthesis stage of a run: `generator/` with what it learned, `synthetic/` with its NG.
 
 Notable here:
 - A resumed run trains the generator only if it has to, and does not sample again what it has sampled.
@@ -23,7 +23,7 @@ from kizu.training.data.manifest import FILE as MANIFEST_FILE
 from kizu.training.data.manifest import Manifest, Row
 from kizu.training.data.synthetic import Batch, write_synthetic
 from kizu.training.execution import Execution
-from kizu.training.generators import GAN, UNTRAINED, check_keys, drawing_config, placing_config
+from kizu.training.generators import GAN, UNTRAINED, check_keys, placing_config, untrained_config
 from kizu.training.generators.placing import DefectStatistics, PlacedGenerator, size_in_view, statistics_by_class
 from kizu.training.generators.sampling import batches
 from kizu.training.generators.stored import AnyGenerator, make_untrained, save_placed, save_untrained
@@ -68,7 +68,7 @@ def run_generator(run: Run, execution: Execution) -> Manifest | None:
 
 @dataclass(frozen=True)
 class _Placement:
-    """Where and how large the defects of crops go into OK views."""
+    """OK views for the defects of crops, and the crops' size and statistics."""
 
     views: OkViews
     size: tuple[int, int]
@@ -89,7 +89,7 @@ class _Stage:
     def untrained(self) -> Manifest | None:
         """Sample by a kind that does not train."""
         section, kind = self.section, UNTRAINED[self.section.kind]
-        config = drawing_config(section)
+        config = untrained_config(section)
         if not self.execution.processes.is_main:
             return None
         if (manifest := self._sampled_before(self._name())) is not None:
@@ -119,7 +119,7 @@ class _Stage:
 
     def _train(self, images: DefectImages) -> TrainedGenerator:
         """Train the generator and report on it; a resumed run takes what it has finished."""
-        log = self.execution.log.beneath(GENERATOR_FOLDER)
+        log = self.execution.log.child(GENERATOR_FOLDER)
         job = self._job(images, replace(self.execution, log=log))
         try:
             if self.execution.resume and (finished := _finished(job)) is not None:
