@@ -120,8 +120,8 @@ class _Stage:
     def _train(self, images: DefectImages) -> TrainedGenerator:
         """Train the generator and report on it; a resumed run takes what it has finished."""
         log = self.execution.log.child(GENERATOR_FOLDER)
-        job = self._job(images, replace(self.execution, log=log))
         try:
+            job = self._job(images, replace(self.execution, log=log))
             if self.execution.resume and (finished := _finished(job)) is not None:
                 return finished
             generator = job.train()
