@@ -73,7 +73,7 @@ def test_an_image_below_16_pixels_is_refused():
 
 @pytest.mark.parametrize("option", ["latent", "capacity", "max_channels", "group"])
 def test_a_network_of_nothing_is_refused(option):
-    with pytest.raises(ValueError, match=f"{option} must be at least 1"):
+    with pytest.raises(ValueError, match=rf"{option}\s+Input should be greater than or equal to 1"):
         tiny(**{option: 0})
 
 

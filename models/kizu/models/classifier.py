@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from kizu.models.config import STRICT, Extent
 from kizu.models.wavelets import STRIDE, WaveletModuli
 
-POOLS = ("topk", "lse")
-BACKBONES = ("plain", "wavelet", "resnet18", "resnet34")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIEWS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
 """Axes of [N, C, H, W] that each view mirrors."""
@@ -32,50 +32,41 @@ FINE_BELOW = 160
 """Shorter side in pixels under which a ResNet goes without its first pooling, for a map of stride 8, not 16."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ClassifierConfig:
     """Shape of a classifier; `height` and `width` in pixels."""
 
-    height: int
-    width: int
-    channels: int
-    backbone: str = "plain"
+    height: Extent
+    width: Extent
+    channels: Extent
+    backbone: Literal["plain", "wavelet", "resnet18", "resnet34"] = "plain"
     """`plain` and `wavelet` (from scratch), or torchvision's `resnet18` or `resnet34` up to their third layer."""
-    features: int = 16
+    features: int = Field(default=16, ge=1)
     """`plain` and `wavelet`: channels of the first layer that learns; each halving doubles them."""
-    stem_stride: int = 1
+    stem_stride: Literal[1, 2] = 1
     """`plain`: 1, a first layer at full resolution; or 2, a wider one at half of it, four times as fast."""
-    halvings: int = 2
+    halvings: int = Field(default=2, ge=0)
     """`plain` and `wavelet`: residual blocks that halve the resolution."""
-    blocks: int = 2
+    blocks: int = Field(default=2, ge=1)
     """`plain` and `wavelet`: residual blocks at the resolution of the map."""
-    pool: str = "topk"
+    pool: Literal["topk", "lse"] = "topk"
     """`topk` or `lse`."""
-    top_share: float = 0.05
+    top_share: float = Field(default=0.05, ge=0, le=1)
     """`topk`: share of the map's places whose logits are averaged; at least one place is."""
-    lse_temperature: float = 1.0
+    lse_temperature: float = Field(default=1.0, gt=0)
     """`lse`: T; towards 0 the pool becomes the maximum, towards ∞ the mean."""
-    views: int = 1
+    views: Literal[1, 2, 4] = 1
     """An image scores as the mean over 1: itself; 2: and its mirror image; 4: and both upside down, at that many times
     the cost. For products that `[augment]` may flip likewise."""
 
-    def __post_init__(self) -> None:
-        for name, value, known in (("backbone", self.backbone, BACKBONES), ("pool", self.pool, POOLS)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-        if self.views not in (1, 2, 4):
-            raise ValueError(f"views must be 1, 2 or 4, not {self.views}")
-        if self.stem_stride not in (1, 2):
-            raise ValueError(f"stem_stride must be 1 or 2, not {self.stem_stride}")
+    @model_validator(mode="after")
+    def _the_map_has_several_places(self) -> Self:
         if self.stride > min(self.height, self.width) // 2:
             raise ValueError(
                 f"halvings leaves a map of one place: its stride is {self.stride}, the image's shorter side "
                 f"{min(self.height, self.width)}"
             )
-        if not 0 <= self.top_share <= 1:
-            raise ValueError(f"top_share must lie in [0, 1], not {self.top_share}")
-        if self.lse_temperature <= 0:
-            raise ValueError(f"lse_temperature must be positive, not {self.lse_temperature}")
+        return self
 
     @property
     def stride(self) -> int:

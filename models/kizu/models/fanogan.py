@@ -12,34 +12,33 @@ Notable here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from kizu.models.config import STRICT, Extent
 from kizu.models.layers import LayerNorm2d, ResidualBlock, pad_to, padded, peak, pyramid_depth
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class FAnoGANConfig:
     """Shape of an f-AnoGAN; `height` and `width` in pixels."""
 
-    height: int
-    width: int
-    channels: int
-    features: int = 64
+    height: Extent
+    width: Extent
+    channels: Extent
+    features: int = Field(default=64, ge=1)
     """Channels at full resolution (dim)."""
-    latent: int = 128
+    latent: int = Field(default=128, ge=1)
     """Length of z ~ N(0, 1)."""
-    kappa: float = 1.0
+    kappa: float = Field(default=1.0, ge=0)
     """κ: weight of the feature residual in loss and score."""
-    score: str = "izi_f"
+    score: Literal["izi_f", "peak"] = "izi_f"
     """`izi_f`: the published one; `peak`: the highest residual, for defects that are small in the image."""
-
-    def __post_init__(self) -> None:
-        if self.score not in ("izi_f", "peak"):
-            raise ValueError(f"score must be 'izi_f' or 'peak', not {self.score!r}")
 
     @property
     def depth(self) -> int:
@@ -63,7 +62,7 @@ class FAnoGANConfig:
         return height >> self.depth, width >> self.depth
 
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": {"features": 8, "latent": 64},
     "paper": {"features": 64, "latent": 128},
 }

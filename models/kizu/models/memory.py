@@ -15,21 +15,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from kizu.models.classifier import FINE_BELOW, ClassifierConfig, PlainBlock, ResNetBackbone
+from kizu.models.config import STRICT, Extent
 from kizu.models.layers import pad_to
 from kizu.models.stylegan2 import Discriminator
 
-SELF_SUPERVISED, DISCRIMINATOR = "self-supervised", "discriminator"
-RESNETS = ("resnet18", "resnet34")
-FEATURES = (SELF_SUPERVISED, DISCRIMINATOR, *RESNETS)
-SCORES = ("max", "reweighted")
+ResNet = Literal["resnet18", "resnet34"]
+RESNETS: tuple[ResNet, ...] = get_args(ResNet)
 LEVELS = 3
 PIECE = 256
 """Places of the memory that are compared at once: bounds the working memory, not the result."""
@@ -38,35 +38,27 @@ FLOOR = 0.1
 far below the score where a part is exactly as remembered."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MemoryConfig:
     """What is remembered; `height` and `width` in pixels."""
 
-    height: int
-    width: int
-    channels: int
-    features: str = SELF_SUPERVISED
+    height: Extent
+    width: Extent
+    channels: Extent
+    features: Literal["self-supervised", "discriminator"] | ResNet = "self-supervised"
     """`self-supervised`, `discriminator` (of the run's generator), `resnet18` or `resnet34`."""
-    filters: int = 16
+    filters: int = Field(default=16, ge=1)
     """`self-supervised`: channels of its first convolution; 2, 4 and 4 times as many on its levels."""
-    memory: int = 1000
+    memory: int = Field(default=1000, ge=2)
     """Places of OK parts that are remembered, at most."""
-    dimensions: int = 0
+    dimensions: int = Field(default=0, ge=0)
     """Features are projected to so many by a fixed Gaussian matrix; 0: not at all."""
-    score: str = "max"
+    score: Literal["max", "reweighted"] = "max"
     """`max`: the largest distance; `reweighted`: that, times how lonely its neighbour in the memory is (equation 7)."""
-    neighbours: int = 9
+    neighbours: int = Field(default=9, ge=2)
     """`reweighted`: how many neighbours of the neighbour count."""
-    blur: float = 0.0
+    blur: float = Field(default=0.0, ge=0)
     """Standard deviation in pixels of the Gaussian that smooths the heatmap; 0: none. It never changes the score."""
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("features", self.features, FEATURES), ("score", self.score, SCORES)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-        for name, least in (("filters", 1), ("memory", 2), ("dimensions", 0), ("neighbours", 2), ("blur", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
     @property
     def stride(self) -> int:
@@ -80,8 +72,8 @@ class MemoryConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "small": {"features": SELF_SUPERVISED},
-    "discriminator": {"features": DISCRIMINATOR},
+    "small": {"features": "self-supervised"},
+    "discriminator": {"features": "discriminator"},
     "resnet18": {"features": "resnet18"},
     "resnet34": {"features": "resnet34"},
 }
@@ -131,7 +123,7 @@ class ResNetLevels(nn.Module):
     def __init__(self, config: MemoryConfig):
         super().__init__()
         self.network = ResNetBackbone(
-            ClassifierConfig(config.height, config.width, config.channels, backbone=config.features)
+            ClassifierConfig(config.height, config.width, config.channels, backbone=cast(ResNet, config.features))
         )
 
     def levels(self, x: Tensor) -> list[Tensor]:

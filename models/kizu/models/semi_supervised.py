@@ -14,34 +14,31 @@ Notable here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from kizu.models import classifier
 from kizu.models.classifier import ClassifierConfig, lse_pool, make_backbone, mean_over_views, topk_pool
+from kizu.models.config import STRICT, Fixed
 from kizu.models.layers import init_dcgan, padded, pyramid_depth
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SemiSupervisedConfig(ClassifierConfig):
     """Shape of the two networks; backbone and pools are the classifier's."""
 
-    real_classes: int = 2
+    real_classes: Annotated[int, Fixed()] = Field(default=2, ge=2)
     """K: OK and at least one NG."""
-    latent: int = 64
+    latent: int = Field(default=64, ge=1)
     """Length of the generator's z."""
-    generator_features: int = 16
+    generator_features: int = Field(default=16, ge=1)
     """Generator: channels at full resolution; twice as many at each halving, up to 8 times."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.real_classes < 2:
-            raise ValueError(f"real_classes must be at least 2, not {self.real_classes}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -17,12 +17,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from kizu.models.config import STRICT, Extent, Fixed
 from kizu.models.layers import (
     ROOT2,
     SLOPE,
@@ -39,30 +42,29 @@ from kizu.models.layers import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class StyleGAN2Config:
     """Shape of a StyleGAN2; `height` and `width` in pixels, `classes` 0 for an unconditional one."""
 
-    height: int
-    width: int
-    channels: int
-    classes: int = 0
-    latent: int = 512
+    height: Extent
+    width: Extent
+    channels: Extent
+    classes: Annotated[int, Fixed()] = Field(default=0, ge=0)
+    latent: int = Field(default=512, ge=1)
     """Length of z and of w."""
-    mapping_layers: int = 8
-    capacity: int = 16384
+    mapping_layers: int = Field(default=8, ge=0)
+    capacity: int = Field(default=16384, ge=1)
     """Channels at a resolution r are capacity / r … (fmaps · 32768 of the paper's code)"""
-    max_channels: int = 512
+    max_channels: int = Field(default=512, ge=1)
     """… but no more than this."""
-    group: int = 4
+    group: int = Field(default=4, ge=1)
     """Images per group of the minibatch standard deviation."""
 
-    def __post_init__(self) -> None:
-        for name in ("channels", "latent", "capacity", "max_channels", "group"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+    @model_validator(mode="after")
+    def _images_can_be_halved_to_the_base(self) -> Self:
         if min(self.height, self.width) < 16:
             raise ValueError(f"images of {self.width}×{self.height} pixels are smaller than 16")
+        return self
 
     @property
     def depth(self) -> int:

@@ -15,14 +15,16 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pydantic.dataclasses import dataclass as config_dataclass
 from torch import Tensor, nn
 
+from kizu.models.config import STRICT
 from kizu.training.augment import colour, geometry
 from kizu.training.augment.corruption import BandFilter, band_gains, cut_out
 from kizu.training.augment.geometry import OrthogonalWarp, compose, rotation, scaling, translation
 
 
-@dataclass(frozen=True)
+@config_dataclass(frozen=True, config=STRICT)
 class AugmentConfig:
     """Which transforms may happen. By default, those that the paper trains with: geometry and colour.
 

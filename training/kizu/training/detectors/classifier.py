@@ -14,27 +14,28 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from kizu.errors import UserError
-from kizu.models.bundle import InputGeometry
 from kizu.models.classifier import PRESETS, Classifier, ClassifierConfig, ResNetBackbone
-from kizu.training import options
+from kizu.models.config import STRICT
 from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batch, LabelledBatch, Truth
 from kizu.training.detectors.calibration import calibrate
+from kizu.training.detectors.method import DetectorContext
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW, decayed
-from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
+from kizu.training.options import Presets
+from kizu.training.recipe import AugmentSection, GeneratorSection
 from kizu.training.training_set import Sampling, TrainingSet
 
-SIZE = ("height", "width", "channels")
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda _: 1.0,
     "falling": lambda done: 1 - done,
@@ -43,47 +44,32 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 """Share of training done → what a synthetic image's weight is multiplied by."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ClassifierTraining:
     """How it trains; fields are options of `[detector.options]`."""
 
-    loss: str = "bce"
+    loss: Literal["bce", "pauc", "neyman-pearson"] = "bce"
     """`bce`, `pauc` or `neyman-pearson`."""
-    ng_share: float = 0.5
+    ng_share: float = Field(default=0.5, gt=0, lt=1)
     """Share of NG in every batch."""
-    fnr: float = 0.1
+    fnr: float = Field(default=0.1, gt=0, lt=1)
     """`pauc`: share of the NG, those that score lowest, that are ranked. `neyman-pearson`: the bound on missed NG."""
-    multiplier: float = 4.0
+    multiplier: float = Field(default=4.0, ge=0)
     """`neyman-pearson`: λ, what exceeding the bound costs."""
-    dense_weight: float = 1.0
+    dense_weight: float = Field(default=1.0, ge=0)
     """Weight of the map's loss where defects are located; 0: none."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """ε: labels are 1 − ε/2 and ε/2."""
-    synthetic_weight: float = 1.0
+    synthetic_weight: float = Field(default=1.0, ge=0)
     """Weight of a synthetic image in the loss."""
-    synthetic_ratio: float = 1.0
+    synthetic_ratio: float = Field(default=1.0, ge=0)
     """At most this many synthetic NG per real one in a batch; 0: none."""
-    synthetic_schedule: str = "constant"
+    synthetic_schedule: Literal["constant", "falling", "rising"] = "constant"
     """Weight of synthetic images over the training: `constant`, `falling` to nothing, or `rising` from it."""
-    weight_decay: float = 0.05
-    ema_decay: float = 0.998
+    weight_decay: float = Field(default=0.05, ge=0)
+    ema_decay: float = Field(default=0.998, ge=0, lt=1)
     weights: str | None = None
     """A local file with torchvision's weights of the backbone; left out: from scratch."""
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
-        if self.synthetic_schedule not in SCHEDULES:
-            raise ValueError(
-                f"synthetic_schedule must be one of {', '.join(SCHEDULES)}, not {self.synthetic_schedule!r}"
-            )
-        bounds = {"ng_share": (0, 1), "fnr": (0, 1), "label_smoothing": (-1e-9, 1), "ema_decay": (-1e-9, 1)}
-        for name, (low, high) in bounds.items():
-            if not low < getattr(self, name) < high:
-                raise ValueError(f"{name} must lie between {max(low, 0)} and {high}, not {getattr(self, name)}")
-        for name in ("multiplier", "dense_weight", "synthetic_weight", "synthetic_ratio", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
 
     @property
     def synthetic_is_ng(self) -> bool:
@@ -164,10 +150,14 @@ class ClassifierMethod:
 
     uses_unlabelled = False
     learns_from_ng = True
+    presets: ClassVar[Presets] = PRESETS
+    configs: ClassVar[tuple[type, ...]] = (ClassifierConfig, ClassifierTraining)
 
-    def __init__(self, geometry: InputGeometry, section: DetectorSection):
-        self.config, self.training = configure(geometry, section)
-        self.section = section
+    def __init__(self, context: DetectorContext):
+        options = context.options(self.presets, *self.configs)
+        self.config = options.make(ClassifierConfig, **context.size)
+        self.training = options.make(ClassifierTraining)
+        self.section = context.section
         self.sampling: Sampling | None = self.training
         self.augment: AugmentSection | None = AugmentSection()
         self.notes: list[str] = []
@@ -243,21 +233,6 @@ class ClassifierMethod:
     def _collapse(self) -> str | None:
         spread = cast(Tensor, self._last_logits).std().item()
         return "all images get the same score" if spread < 1e-6 else None
-
-
-def configure(geometry: InputGeometry, section: DetectorSection) -> tuple[ClassifierConfig, ClassifierTraining]:
-    """Both configurations, from the preset and `[detector.options]`.
-
-    Raises:
-        UserError: unknown preset or option, or a value out of range.
-    """
-    size = {"height": geometry.height, "width": geometry.width, "channels": geometry.channels}
-    preset = options.preset(PRESETS, section.preset, f"detector '{section.kind}'")
-    known = options.known_options(ClassifierConfig, *SIZE) + options.known_options(ClassifierTraining)
-    options.check_names(section.options, sorted(known), "detector.options", f"'{section.kind}'")
-    values = {**preset, **section.options}
-    shape = options.configure(ClassifierConfig, size, values, "detector.options", least=1)
-    return shape, options.configure(ClassifierTraining, {}, values, "detector.options")
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> str:

@@ -12,22 +12,20 @@ Notable here:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kizu.errors import UserError
-from kizu.models.bundle import InputGeometry
+from kizu.models.config import STRICT
 from kizu.models.memory import (
-    DISCRIMINATOR,
     PRESETS,
     RESNETS,
-    SELF_SUPERVISED,
     DiscriminatorLevels,
     LocalEncoder,
     MemoryConfig,
@@ -35,19 +33,20 @@ from kizu.models.memory import (
     ResNetLevels,
 )
 from kizu.models.stylegan2 import Discriminator
-from kizu.training import checkpoint, options
+from kizu.training import checkpoint
 from kizu.training.augment.classic import recorded
 from kizu.training.augment.geometry import blit, translation
 from kizu.training.data.batches import Batch
 from kizu.training.detectors.classifier import load_backbone
-from kizu.training.detectors.method import OneClass
+from kizu.training.detectors.method import DetectorContext, OneClass
 from kizu.training.generators import GAN
 from kizu.training.generators.stage import FOLDER as GENERATOR_FOLDER
 from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW
+from kizu.training.options import Presets
 from kizu.training.penalties import spectral_normalised
-from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
+from kizu.training.recipe import AugmentSection, GeneratorSection
 from kizu.training.training_set import TrainingSet
 
 CANDIDATES = 50_000
@@ -60,7 +59,7 @@ VISIBLE = 0.1
 """Change of a pixel in [−1, 1] that counts as pasted; less is what light and sensor do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MemoryTraining:
     """Options of `[detector.options]` beside the networks'."""
 
@@ -71,14 +70,19 @@ class MemoryTraining:
 class MemoryMethod(OneClass):
     """One stage where features are learned, none where they are given; then the memory is filled."""
 
-    def __init__(self, geometry: InputGeometry, section: DetectorSection):
-        self.config, training = configure(geometry, section)
-        self.section = section
+    presets: ClassVar[Presets] = PRESETS
+    configs: ClassVar[tuple[type, ...]] = (MemoryConfig, MemoryTraining)
+
+    def __init__(self, context: DetectorContext):
+        options = context.options(self.presets, *self.configs)
+        self.config = options.make(MemoryConfig, **context.size)
+        training = options.make(MemoryTraining)
+        self.section = context.section
         self.notes = []
         self.networks = nn.ModuleDict()
-        self.uses_unlabelled = self.config.features == SELF_SUPERVISED
+        self.uses_unlabelled = self.config.features == "self-supervised"
         # The generator's discriminator has seen the train split's NG, and its features show it.
-        self.learns_from_ng = self.config.features == DISCRIMINATOR
+        self.learns_from_ng = self.config.features == "discriminator"
         # Drawn here, where resumed runs draw the same.
         self._projection_seed, self._coreset_seed = torch.randint(2**31, (2,)).tolist()
         self._spread: Tensor | None = None
@@ -87,7 +91,7 @@ class MemoryMethod(OneClass):
                 f"detector.options.weights: features '{self.config.features}' have no weights to start from.",
                 f"Choose the preset {' or '.join(RESNETS)}, or leave weights out.",
             )
-        if self.config.features == SELF_SUPERVISED:
+        if self.config.features == "self-supervised":
             encoder = LocalEncoder(self.config)
             self.networks["head"] = nn.Conv2d(sum(encoder.widths), 1, 1)
             self._build(encoder, "an encoder that learns from this run's images")
@@ -108,7 +112,7 @@ class MemoryMethod(OneClass):
         Raises:
             UserError: names the key and the remedy.
         """
-        if self.config.features != DISCRIMINATOR:
+        if self.config.features != "discriminator":
             return
         if generator is None or generator.kind != GAN:
             raise UserError(
@@ -130,7 +134,7 @@ class MemoryMethod(OneClass):
         Raises:
             UserError: there is none, or its images are not those that the detector sees.
         """
-        if self.config.features != DISCRIMINATOR:
+        if self.config.features != "discriminator":
             return
         try:
             levels = DiscriminatorLevels(self.config, trained_discriminator(run / GENERATOR_FOLDER))
@@ -165,7 +169,7 @@ class MemoryMethod(OneClass):
 
     def stages(self, images: int) -> list[Stage]:
         """`epochs` passes over the images where features are learned; otherwise nothing trains."""
-        if self.config.features != SELF_SUPERVISED:
+        if self.config.features != "self-supervised":
             return []
         steps = max(1, round(self.section.epochs * images / self.section.batch_size))
         trained = nn.ModuleList([self._detector.places.backbone, self.networks["head"]])
@@ -236,21 +240,6 @@ class MemoryMethod(OneClass):
                 features = detector.places(batches.at(members).images).permute(0, 2, 3, 1).flatten(0, 2)
                 pieces.append(features[inside.to(features.device)])
         return torch.cat(pieces)
-
-
-def configure(geometry: InputGeometry, section: DetectorSection) -> tuple[MemoryConfig, MemoryTraining]:
-    """Both configurations, from the preset and `[detector.options]`.
-
-    Raises:
-        UserError: unknown preset or option, or a value out of range.
-    """
-    size = {"height": geometry.height, "width": geometry.width, "channels": geometry.channels}
-    preset = options.preset(PRESETS, section.preset, f"detector '{section.kind}'")
-    known = options.known_options(MemoryConfig, *size) + options.known_options(MemoryTraining)
-    options.check_names(section.options, sorted(known), "detector.options", f"'{section.kind}'")
-    values = {**preset, **section.options}
-    shape = options.configure(MemoryConfig, size, values, "detector.options")
-    return shape, options.configure(MemoryTraining, {}, values, "detector.options")
 
 
 def trained_discriminator(folder: Path) -> Discriminator:

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import nn
 
+from kizu.models.bundle import InputGeometry
 from kizu.training.loop import Method
-from kizu.training.recipe import AugmentSection, GeneratorSection
+from kizu.training.options import Options, Presets, preset
+from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
 from kizu.training.training_set import Sampling, TrainingSet
+
+
+@dataclass(frozen=True)
+class DetectorContext:
+    """What a method is made for."""
+
+    geometry: InputGeometry
+    section: DetectorSection
+    defects: tuple[str, ...] = ()
+    """Defect classes of the train split, as `training_set` numbers them from 1 on."""
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Height, width and channels of the images that the networks see."""
+        return {"height": self.geometry.height, "width": self.geometry.width, "channels": self.geometry.channels}
+
+    def options(self, presets: Presets, *configs: type) -> Options:
+        """Give the preset's values under `[detector.options]`, for these configurations.
+
+        Raises:
+            UserError: unknown preset, or an option that none of the configurations has.
+        """
+        values = preset(presets, self.section.preset, f"detector '{self.section.kind}'")
+        options = Options("detector.options", self.section.options, values)
+        options.check(*configs)
+        return options
 
 
 class DetectorMethod(Method, Protocol):
@@ -19,6 +48,10 @@ class DetectorMethod(Method, Protocol):
     and ships `detector()`.
     """
 
+    presets: ClassVar[Presets]
+    """Option values by the name of a preset."""
+    configs: ClassVar[tuple[type, ...]]
+    """The configurations whose fields are its options."""
     sampling: Sampling | None
     """How OK, NG and synthetic NG are mixed; None: it learns from OK parts alone."""
     augment: AugmentSection | None
@@ -29,6 +62,14 @@ class DetectorMethod(Method, Protocol):
     """Whether the train split's real NG shaped it in any way; then they do not calibrate it."""
     notes: list[str]
     """What a person should know of how it was made."""
+
+    def __init__(self, context: DetectorContext):
+        """Make its networks, with fresh weights from torch's current seed.
+
+        Raises:
+            UserError: unknown preset or option, or a value out of range.
+        """
+        ...
 
     def check(self, generator: GeneratorSection | None) -> None:
         """Before anything trains: can the recipe's generator, if there is one, give what it needs?

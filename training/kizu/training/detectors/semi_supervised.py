@@ -16,78 +16,62 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from kizu.models.bundle import InputGeometry
+from kizu.models.config import STRICT
 from kizu.models.semi_supervised import PRESETS, Discriminator, Generator, SemiSupervisedConfig, ng_odds
-from kizu.training import options
 from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batch, LabelledBatch, Truth
 from kizu.training.data.labelled import UNKNOWN, UNSPECIFIED
 from kizu.training.detectors.calibration import calibrate
 from kizu.training.detectors.classifier import dense_bce, load_backbone, weighted_mean
+from kizu.training.detectors.method import DetectorContext
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW, decayed
-from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
+from kizu.training.options import Presets
+from kizu.training.recipe import AugmentSection, GeneratorSection
 from kizu.training.training_set import Sampling, TrainingSet
 
-FIXED = ("height", "width", "channels", "real_classes")
-CLASSES, SYNTHETIC, MATCHING = ("defects", "binary"), ("generated", "ng"), ("l1", "l2")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SemiSupervisedTraining:
     """How it trains; fields are options of `[detector.options]`."""
 
-    classes: str = "defects"
+    classes: Literal["defects", "binary"] = "defects"
     """`defects`: one NG class per defect class of the train split; `binary`: one NG class."""
-    ng_share: float = 0.5
+    ng_share: float = Field(default=0.5, gt=0, lt=1)
     """Share of NG among the labelled images of a batch."""
-    unlabelled_share: float = 0.5
+    unlabelled_share: float = Field(default=0.5, ge=0, le=1)
     """Share of unlabelled images in a batch, where there are any."""
-    unsupervised_weight: float = 1.0
+    unsupervised_weight: float = Field(default=1.0, ge=0)
     """Weight of what is learned without labels."""
-    ramp: float = 0.1
+    ramp: float = Field(default=0.1, ge=0, le=1)
     """Share of the training over which that weight rises from 0; 0: at once."""
-    synthetic: str = "generated"
+    synthetic: Literal["generated", "ng"] = "generated"
     """What synthetic NG are: the class `generated`, or `ng`."""
-    synthetic_share: float = 0.5
+    synthetic_share: float = Field(default=0.5, ge=0, le=1)
     """`generated`: weight of synthetic NG in that class's term; the rest is the generator's."""
-    synthetic_ratio: float = 1.0
+    synthetic_ratio: float = Field(default=1.0, ge=0)
     """At most this many synthetic NG per real one in a batch; 0: none."""
-    synthetic_weight: float = 1.0
+    synthetic_weight: float = Field(default=1.0, ge=0)
     """`ng`: weight of a synthetic image in the loss."""
-    matching: str = "l1"
+    matching: Literal["l1", "l2"] = "l1"
     """Distance of mean features: `l1` (the authors' code) or `l2`, squared (their paper)."""
-    dense_weight: float = 1.0
+    dense_weight: float = Field(default=1.0, ge=0)
     """Weight of the map's loss where defects are located; 0: none."""
-    generator_rate: float = 3e-4
+    generator_rate: float = Field(default=3e-4, gt=0)
     """The generator's learning rate."""
-    weight_decay: float = 0.05
-    ema_decay: float = 0.998
+    weight_decay: float = Field(default=0.05, ge=0)
+    ema_decay: float = Field(default=0.998, ge=0, le=1)
     weights: str | None = None
     """A local file with torchvision's weights of the backbone; left out: from scratch."""
-
-    def __post_init__(self) -> None:
-        for name, known in (("classes", CLASSES), ("synthetic", SYNTHETIC), ("matching", MATCHING)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        if not 0 < self.ng_share < 1:
-            raise ValueError(f"ng_share must lie between 0 and 1, not {self.ng_share}")
-        for name in ("unlabelled_share", "ramp", "synthetic_share", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
-        for name in ("unsupervised_weight", "synthetic_ratio", "synthetic_weight", "dense_weight", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
-        if self.generator_rate <= 0:
-            raise ValueError(f"generator_rate must be positive, not {self.generator_rate}")
 
     @property
     def synthetic_is_ng(self) -> bool:
@@ -135,18 +119,19 @@ def feature_matching(real: Tensor, generated: Tensor, distance: str) -> Tensor:
 
 
 class SemiSupervisedMethod:
-    """One stage: the discriminator's turn, then the generator's; `average` is what scores.
-
-    Args:
-        defects: the defect classes of the train split, as `training_set` numbers them from 1 on.
-    """
+    """One stage: the discriminator's turn, then the generator's; `average` is what scores."""
 
     uses_unlabelled = True
     learns_from_ng = True
+    presets: ClassVar[Presets] = PRESETS
+    configs: ClassVar[tuple[type, ...]] = (SemiSupervisedConfig, SemiSupervisedTraining)
 
-    def __init__(self, geometry: InputGeometry, section: DetectorSection, defects: tuple[str, ...] = ()):
-        self.config, self.training = configure(geometry, section, len(defects))
-        self.section = section
+    def __init__(self, context: DetectorContext):
+        options = context.options(self.presets, *self.configs)
+        self.training = options.make(SemiSupervisedTraining)
+        classes = 2 if self.training.classes == "binary" else 1 + max(1, len(context.defects))
+        self.config = options.make(SemiSupervisedConfig, **context.size, real_classes=classes)
+        self.section = context.section
         self.sampling: Sampling | None = self.training
         self.augment: AugmentSection | None = AugmentSection()
         self.notes: list[str] = []
@@ -278,24 +263,6 @@ class SemiSupervisedMethod:
     def _collapse(self) -> str | None:
         spread = cast(Tensor, self._last_scores).std().item()
         return "all images get the same score" if spread < 1e-6 else None
-
-
-def configure(
-    geometry: InputGeometry, section: DetectorSection, defects: int
-) -> tuple[SemiSupervisedConfig, SemiSupervisedTraining]:
-    """Both configurations, from the preset and `[detector.options]`, for a number of defect classes.
-
-    Raises:
-        UserError: unknown preset or option, or a value out of range.
-    """
-    preset = options.preset(PRESETS, section.preset, f"detector '{section.kind}'")
-    known = options.known_options(SemiSupervisedConfig, *FIXED) + options.known_options(SemiSupervisedTraining)
-    options.check_names(section.options, sorted(known), "detector.options", f"'{section.kind}'")
-    values = {**preset, **section.options}
-    training = options.configure(SemiSupervisedTraining, {}, values, "detector.options")
-    classes = 2 if training.classes == "binary" else 1 + max(1, defects)
-    fixed = dict(zip(FIXED, (geometry.height, geometry.width, geometry.channels, classes), strict=True))
-    return options.configure(SemiSupervisedConfig, fixed, values, "detector.options", least=1), training
 
 
 def _truth(batch: Batch) -> Truth:

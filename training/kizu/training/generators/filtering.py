@@ -26,6 +26,7 @@ from kizu.training import checkpoint
 from kizu.training.data.batches import LabelledBatches, Stratum
 from kizu.training.data.synthetic import Batch
 from kizu.training.detectors.classifier import ClassifierMethod
+from kizu.training.detectors.method import DetectorContext
 from kizu.training.generators import configure
 from kizu.training.generators.drawing import Generator, to_unit
 from kizu.training.generators.placing import to_size
@@ -146,7 +147,8 @@ def classifier_rating(
     """
     log.say(f"a quick classifier on {len(ok)} OK and {len(ng)} NG views, to filter synthetic NG")
     torch.manual_seed(seed)
-    method = ClassifierMethod(geometry, DetectorSection(kind="classifier", epochs=1, batch_size=BATCH))
+    section = DetectorSection(kind="classifier", epochs=1, batch_size=BATCH)
+    method = ClassifierMethod(DetectorContext(geometry, section))
     method.networks.to(device)
     batches = LabelledBatches(
         torch.cat([ok, ng.images]),
