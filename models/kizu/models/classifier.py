@@ -46,7 +46,7 @@ class ClassifierConfig:
     stem_stride: Literal[1, 2] = 1
     """`plain`: 1, a first layer at full resolution; or 2, a wider one at half of it, four times as fast."""
     halvings: int = Field(default=2, ge=0)
-    """`plain` and `wavelet`: residual blocks that halve the resolution."""
+    """`plain` and `wavelet`: residual blocks that downsample by 2."""
     blocks: int = Field(default=2, ge=1)
     """`plain` and `wavelet`: residual blocks at the resolution of the map."""
     pool: Literal["topk", "lse"] = "topk"
@@ -71,7 +71,8 @@ class ClassifierConfig:
     @property
     def stride(self) -> int:
         """`plain` and `wavelet`: pixels of the image per place of the map."""
-        return (STRIDE if self.backbone == "wavelet" else self.stem_stride) * 2**self.halvings
+        stem: int = STRIDE if self.backbone == "wavelet" else self.stem_stride
+        return stem << self.halvings
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -118,7 +119,8 @@ class PlainBackbone(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.stem(x))
+        result: Tensor = self.blocks(self.stem(x))
+        return result
 
 
 class WaveletBackbone(nn.Module):
@@ -141,7 +143,8 @@ class WaveletBackbone(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.mixture(self.norm(self.moduli(x))))
+        result: Tensor = self.blocks(self.mixture(self.norm(self.moduli(x))))
+        return result
 
 
 def residual_blocks(config: ClassifierConfig) -> nn.Sequential:
@@ -184,7 +187,7 @@ class ResNetBackbone(nn.Module):
         return self.levels(x)[-1]
 
     def levels(self, x: Tensor) -> list[Tensor]:
-        """What each layer gives: [N, 64, 4h', 4w'], [N, 128, 2h', 2w'], [N, 256, h', w']."""
+        """Feature maps of the three layers: [N, 64, 4h', 4w'], [N, 128, 2h', 2w'], [N, 256, h', w']."""
         x = ((x + 1) / 2 - self.mean) / self.std  # a grey channel broadcasts to three
         first = self.layer1(self.pool(F.relu(self.bn1(self.conv1(x)))))
         second = self.layer2(first)
@@ -192,7 +195,7 @@ class ResNetBackbone(nn.Module):
 
 
 def make_backbone(config: ClassifierConfig) -> PlainBackbone | WaveletBackbone | ResNetBackbone:
-    """The one that `backbone` names."""
+    """Make the backbone that the configuration names."""
     if config.backbone == "plain":
         return PlainBackbone(config)
     return WaveletBackbone(config) if config.backbone == "wavelet" else ResNetBackbone(config)
@@ -212,7 +215,7 @@ def lse_pool(logits: Tensor, temperature: float) -> Tensor:
 
 
 def mean_over_views(x: Tensor, views: int, detect: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """What `detect` says of images and of their mirror images, on average.
+    """Average of `detect` over images and their mirror images.
 
     Args:
         x: [N, C, H, W].
@@ -250,7 +253,8 @@ class Classifier(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The map before calibration: [N, C, H, W] → [N, 1, h', w']."""
-        return self.head(self.backbone(x))
+        result: Tensor = self.head(self.backbone(x))
+        return result
 
     def pooled(self, logits: Tensor) -> Tensor:
         """A map's logit: [N, 1, h', w'] → [N]."""

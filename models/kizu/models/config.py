@@ -1,4 +1,4 @@
-"""What every configuration of a network or a method has in common.
+"""Settings and field markers that all configurations of networks and methods share.
 
 Notable here:
 - Configurations are frozen dataclasses that pydantic validates, so a recipe's options need no second check.

@@ -87,10 +87,11 @@ class Pyramid(nn.Module):
         for i, down in enumerate(self.down):
             x = down(F.max_pool2d(x, 2) if i else x)
             kept.append(x)
-        for up, beside in zip(reversed(self.up), reversed(kept[:-1]), strict=True):
+        for up, skip in zip(reversed(self.up), reversed(kept[:-1]), strict=True):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            x = up(torch.cat([x, beside], 1) if self.skips else x)
-        return self.head(x)
+            x = up(torch.cat([x, skip], 1) if self.skips else x)
+        result: Tensor = self.head(x)
+        return result
 
 
 def highest_mean(heatmap: Tensor) -> Tensor:

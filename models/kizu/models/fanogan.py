@@ -42,7 +42,7 @@ class FAnoGANConfig:
 
     @property
     def depth(self) -> int:
-        """Residual blocks, each of which halves or doubles the resolution."""
+        """Residual blocks, each of which downsamples or upsamples by 2."""
         return pyramid_depth(self.height, self.width)
 
     @property
@@ -68,7 +68,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class Generator(nn.Module):
+class FAnoGANGenerator(nn.Module):
     """z [N, latent] → image [N, C, H, W] in [−1, 1]."""
 
     def __init__(self, config: FAnoGANConfig):
@@ -82,7 +82,8 @@ class Generator(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(z).reshape(-1, *self.base)))
+        result: Tensor = self.head(self.blocks(self.stem(z).reshape(-1, *self.base)))
+        return result
 
 
 class ResidualPyramid(nn.Module):
@@ -111,7 +112,7 @@ class FAnoGAN(nn.Module):
     def __init__(self, config: FAnoGANConfig):
         super().__init__()
         self.config = config
-        self.generator = Generator(config)
+        self.generator = FAnoGANGenerator(config)
         self.critic = ResidualPyramid(config, 1)
         self.encoder = ResidualPyramid(config, config.latent)
 
@@ -137,4 +138,5 @@ class FAnoGAN(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """G(E(x)) for x, both [N, C, height, width] in [−1, 1]."""
         reconstruction = self.generator(self.encode(pad_to(x, *self.config.padded)))
-        return reconstruction[:, :, : self.config.height, : self.config.width]
+        result: Tensor = reconstruction[:, :, : self.config.height, : self.config.width]
+        return result

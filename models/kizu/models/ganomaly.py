@@ -94,10 +94,11 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)
+        result: Tensor = self.layers(z)
+        return result
 
 
-class Generator(nn.Module):
+class GANomalyGenerator(nn.Module):
     """Encoder, decoder, encoder: x → (x̂, z, ẑ)."""
 
     def __init__(self, config: GANomalyConfig):
@@ -114,7 +115,8 @@ class Generator(nn.Module):
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """x → x̂, without encoding it again."""
-        return self.decoder(self.encoder(x)[0])
+        result: Tensor = self.decoder(self.encoder(x)[0])
+        return result
 
 
 class GANomaly(nn.Module):
@@ -128,7 +130,7 @@ class GANomaly(nn.Module):
         super().__init__()
         self.config = config
         self.padded = padded(config.height, config.width, pyramid_depth(config.height, config.width))
-        self.generator = Generator(config)
+        self.generator = GANomalyGenerator(config)
         self.discriminator = Encoder(config, 1)
         init_dcgan(self)
 

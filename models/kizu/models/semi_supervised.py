@@ -46,12 +46,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def ng_odds(logits: Tensor) -> Tensor:
+def ng_log_odds(logits: Tensor) -> Tensor:
     """log (P(NG) / P(OK)) among the real classes: lse of the NG logits − OK's, [N, K, …] → [N, …]."""
     return torch.logsumexp(logits[:, 1:], 1) - logits[:, 0]
 
 
-class Discriminator(nn.Module):
+class SemiSupervisedDiscriminator(nn.Module):
     """The K real classes' logits, and the detector that they make.
 
     `forward` maps x [N, C, height, width] in [−1, 1] to score [N], a·(log-odds NG : OK) + b, and heatmap [N, 1, height,
@@ -73,20 +73,22 @@ class Discriminator(nn.Module):
         self.register_buffer("offset", torch.zeros(()))
 
     def penultimate(self, x: Tensor) -> Tensor:
-        """What the logits are made of, as a mean over the places: [N, C, H, W] → [N, F]."""
-        return self.backbone(x).mean((2, 3))
+        """Mean over the map of the features that the logits are made of: [N, C, H, W] → [N, F]."""
+        result: Tensor = self.backbone(x).mean((2, 3))
+        return result
 
-    def places(self, x: Tensor) -> Tensor:
-        """Each place's logits of the real classes: [N, C, H, W] → [N, K, h', w']."""
-        return self.head(self.backbone(x))
+    def logits(self, x: Tensor) -> Tensor:
+        """Map of logits of the real classes: [N, C, H, W] → [N, K, h', w']."""
+        result: Tensor = self.head(self.backbone(x))
+        return result
 
-    def pooled(self, places: Tensor) -> Tensor:
-        """The image's logits [N, K] of its places' [N, K, h', w'].
+    def pooled(self, logits: Tensor) -> Tensor:
+        """Logits [N, K] of images from their maps [N, K, h', w'].
 
-        OK is the mean over the places; NG class k is that + the pool of l_k − l_OK over the places.
+        OK is the mean over the map; NG class k is that + the pool of l_k − l_OK over the map.
         """
-        ok, classes = places[:, :1], places.shape[1] - 1
-        odds = (places[:, 1:] - ok).flatten(0, 1)[:, None]
+        ok, classes = logits[:, :1], logits.shape[1] - 1
+        odds = (logits[:, 1:] - ok).flatten(0, 1)[:, None]
         if self.config.pool == "lse":
             pooled = lse_pool(odds, self.config.lse_temperature)
         else:
@@ -100,8 +102,8 @@ class Discriminator(nn.Module):
         return score * self.slope + self.offset, heatmap * self.slope + self.offset
 
     def _detect(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        places = self.places(x)
-        return ng_odds(self.pooled(places)), ng_odds(places)[:, None]
+        logits = self.logits(x)
+        return ng_log_odds(self.pooled(logits)), ng_log_odds(logits)[:, None]
 
 
 class UpBlock(nn.Module):
@@ -116,7 +118,7 @@ class UpBlock(nn.Module):
         return F.relu(self.norm(self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))))
 
 
-class Generator(nn.Module):
+class SemiSupervisedGenerator(nn.Module):
     """z [N, latent] ~ N(0, I) → image [N, C, height, width] in [−1, 1]; what is too much of it is cropped.
 
     A DCGAN (Radford et al. 2016) whose transposed convolutions are upsampling and convolution.

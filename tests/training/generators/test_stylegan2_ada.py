@@ -270,7 +270,7 @@ def test_layers_are_counted_as_the_image_passes_them(make_method):
     wanted = [network.from_image]
     for block in network.blocks:
         wanted += [block.conv1, block.conv2, block.shortcut]
-    assert list(network.layers()) == [*wanted, network.verdict, network.mapping]
+    assert list(network.layers()) == [*wanted, network.head, network.mapping]
     assert {id(p) for layer in network.layers() for p in layer.parameters()} == {id(p) for p in network.parameters()}
 
 

@@ -58,7 +58,7 @@ class OptionInfo:
     default: Any
     """`REQUIRED` where there is none."""
     bounds: str
-    """As `> 0, ≤ 1`; empty: none."""
+    """For instance `> 0, ≤ 1`; empty: none."""
     description: str
 
 
@@ -160,7 +160,7 @@ def _key(location: Location, where: str) -> str:
 
 
 def _sentence(error: ErrorDetails, key: str, known: Sequence[str]) -> str:
-    """What is wrong, unless it is what `_requirement` says."""
+    """Describe a fault for which `_requirement` has no words."""
     if error["type"] in _UNKNOWN:
         return unknown_key(key, known)
     if error["type"] == "missing":
@@ -170,7 +170,7 @@ def _sentence(error: ErrorDetails, key: str, known: Sequence[str]) -> str:
 
 
 def _requirement(error: ErrorDetails) -> str | None:
-    """What the value must be, where a value is at fault."""
+    """Give what the value must be, where a value is at fault."""
     phrase = _REQUIREMENTS.get(error["type"])
     return phrase and phrase.format(**error.get("ctx", {}))
 

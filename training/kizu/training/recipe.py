@@ -1,4 +1,4 @@
-"""The recipe: what is inspected and how, as a TOML file.
+"""The recipe: product, images, generator and detector, as a TOML file.
 
 Unknown keys are errors that name the nearest known one; every section but `[detector]` may be left out.
 """
@@ -29,7 +29,7 @@ class _Section(BaseModel):
 
 
 class ImageSection(_Section):
-    """`[image]`: what the detector sees."""
+    """`[image]`: the images that the detector sees."""
 
     size: Size = 64
     """Pixels the detector sees: a side, or [height, width]."""
@@ -51,14 +51,14 @@ class ImageSection(_Section):
 
     @property
     def geometry(self) -> InputGeometry:
-        """The same, as the bundle states it."""
+        """The geometry that the bundle states."""
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
         stride = None if self.tile is None else self.stride or max(1, self.tile * 3 // 4)
         return InputGeometry(height=height, width=width, channels=self.channels, tile=self.tile, stride=stride)
 
 
 class GeneratorSection(_Section):
-    """`[generator]`: how synthetic NG are made; left out: none are.
+    """`[generator]`: synthetic NG; left out: none are made.
 
     `kind`, `count`, `filter`, `keep` and `options` are of every kind, the other keys of `stylegan2-ada` alone.
     """
@@ -87,7 +87,7 @@ class GeneratorSection(_Section):
     discriminator_learning_rate: float | None = Field(default=None, gt=0)
     """Left out: the generator's; otherwise two time scales (TTUR)."""
     augment: Literal["ada", "diffaugment", "none"] = "ada"
-    """How the discriminator is kept from learning few images by heart."""
+    """Augmentation that keeps the discriminator from memorising few images."""
     augmentations: dict[str, bool] = {}
     """Single transformations of ADA, on or off: a flip or a change of brightness can make or hide a defect."""
     start_from: str | None = None
@@ -99,7 +99,7 @@ class GeneratorSection(_Section):
     inception: str | None = None
     """File with Inception weights for KID and FID; left out: features learned from the recipe's own images."""
     measurements: int = Field(default=8, ge=0)
-    """How often in the run the images are measured."""
+    """Number of times in the run that the images are measured."""
     placed: bool = False
     """Put the defects that it draws into real OK images, with their masks; left out: its crops are the synthetic NG."""
     filter: Literal["none", "discriminator", "classifier"] = "none"
@@ -117,7 +117,7 @@ class GeneratorSection(_Section):
 
 
 class DetectorSection(_Section):
-    """`[detector]`: how images are scored."""
+    """`[detector]`: the method that scores images."""
 
     kind: str
     preset: str = "small"
@@ -131,7 +131,7 @@ class DetectorSection(_Section):
 
 
 class AugmentSection(_Section):
-    """`[augment]`: how training images are altered, for detectors that bear it."""
+    """`[augment]`: changes to training images, for detectors that bear it."""
 
     flip_horizontal: bool = False
     """Off, as the other flip and turns: each can make or hide a defect."""
@@ -179,7 +179,7 @@ class Recipe(_Section):
     """A recipe; `[detector]` once, or `[[detector]]` for each of several whose scores are combined."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    """What the service's `?recipe=` asks for."""
+    """Name that the service's `?recipe=` asks for."""
     dataset: str
     """A manifest folder, relative to the recipe's folder or the working directory."""
     target_fnr: Share = 0.01
@@ -198,7 +198,7 @@ class Recipe(_Section):
         Field(min_length=1, max_length=8),
     ]
     combine: Literal["mean", "max"] = "mean"
-    """Of several detectors: the mean or the maximum of their scores' ranks."""
+    """Combination of several detectors: the mean or the maximum of their scores' ranks."""
     augment: AugmentSection | None = None
     """Left out: the defaults, for detectors that alter their images."""
 

@@ -1,4 +1,4 @@
-"""Ways to score an image: one module each, and one line here."""
+"""Methods that score an image: one module each, and one line here."""
 
 from __future__ import annotations
 

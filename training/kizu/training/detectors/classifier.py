@@ -1,4 +1,4 @@
-"""How a classifier trains: on OK, real NG and synthetic NG (network: `kizu.models.classifier`).
+"""Training of the classifier: on OK, real NG and synthetic NG (network: `kizu.models.classifier`).
 
 Notable here:
 - Every batch holds a fixed share of NG, however rare they are; the set is never reweighted instead.
@@ -46,7 +46,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True, config=STRICT)
 class ClassifierTraining:
-    """How it trains; fields are options of `[detector.options]`."""
+    """Training options of `[detector.options]`."""
 
     loss: Literal["bce", "pauc", "neyman-pearson"] = "bce"
     """`bce`, `pauc` or `neyman-pearson`."""
@@ -120,9 +120,9 @@ def neyman_pearson(logits: Tensor, labels: Tensor, weights: Tensor, bound: float
 
 
 def dense_bce(logits: Tensor, masks: Tensor, located: Tensor, weights: Tensor) -> Tensor:
-    """½·(mean of −log σ(m) over defect places + mean of −log(1 − σ(m)) over clear ones), of located images.
+    """½·(mean of −log σ(m) over defect pixels of the map + mean of −log(1 − σ(m)) over clear ones), of located images.
 
-    A place is defect if a pixel under it is at least half defect, and clear if none is defect at all.
+    A pixel of the map is defect if an image pixel under it is at least half defect, clear if none is defect at all.
 
     Args:
         logits: [N, 1, h', w'].
@@ -161,7 +161,7 @@ class ClassifierMethod:
         self.sampling: Sampling | None = self.training
         self.augment: AugmentSection | None = AugmentSection()
         self.notes: list[str] = []
-        """What a person should know of how it was made."""
+        """Remarks for the report on how it was made."""
         classifier = Classifier(self.config)
         if self.training.weights is not None:
             self.notes.append(load_backbone(classifier.backbone, Path(self.training.weights)))
@@ -216,13 +216,13 @@ class ClassifierMethod:
         images, masks = augmented(batch.images, masks, self.augment or AugmentSection())
         labels = batch.labels.float()
         weights = torch.ones_like(labels) if truth is None else self._weights(truth)
-        places = self.classifier.logits(images).float()
-        logits = self.classifier.pooled(places)
+        logit_map = self.classifier.logits(images).float()
+        logits = self.classifier.pooled(logit_map)
         self._last_logits = logits.detach()
         image = LOSSES[self.training.loss](logits, labels, weights, self.training)
         if truth is None or masks is None or not self.training.dense_weight:
             return {"total": image}
-        dense = dense_bce(places, masks, truth.located, weights)
+        dense = dense_bce(logit_map, masks, truth.located, weights)
         return {"total": image + self.training.dense_weight * dense, "image": image, "dense": dense}
 
     def _weights(self, truth: Truth) -> Tensor:
@@ -236,7 +236,7 @@ class ClassifierMethod:
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> str:
-    """Load torchvision's weights of a ResNet; returns what was and was not used of the file.
+    """Load torchvision's weights of a ResNet; return a remark on what of the file was used.
 
     Raises:
         UserError: the backbone is none; the file is missing, is no file of weights, lacks one that is needed, or has

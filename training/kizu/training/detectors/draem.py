@@ -1,4 +1,4 @@
-"""How a DRAEM trains: on OK images, half of them with an anomaly drawn in (networks and paper: `kizu.models.draem`).
+"""Training of DRAEM: on OK images, half of them with an anomaly drawn in (networks and paper: `kizu.models.draem`).
 
 Notable here:
 - The reconstruction is held to the image before the anomaly (L2 + SSIM), the map to the anomaly's mask (focal loss).
@@ -36,7 +36,7 @@ RATE = 2e-3
 
 @dataclass(frozen=True, config=STRICT)
 class DRAEMTraining:
-    """How it trains; fields are options of `[detector.options]`."""
+    """Training options of `[detector.options]`."""
 
     anomalous: float = Field(default=0.5, gt=0, lt=1)
     """Share of every batch that gets an anomaly."""

@@ -1,4 +1,4 @@
-"""How an f-AnoGAN trains (networks and paper: `kizu.models.fanogan`).
+"""Training of f-AnoGAN (networks and paper: `kizu.models.fanogan`).
 
 Notable here:
 - Stage one is a WGAN-GP: five critic updates per generator update, Adam 1e-4 (0, 0.9), λ = 10.

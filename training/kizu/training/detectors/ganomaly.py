@@ -1,8 +1,8 @@
-"""How a GANomaly trains (networks and paper: `kizu.models.ganomaly`).
+"""Training of GANomaly (networks and paper: `kizu.models.ganomaly`).
 
 Notable here:
-- The adversarial loss matches the discriminator's features (equation 2), not its verdict.
-- The discriminator is drawn anew when its loss vanishes, as in the authors' experiments.
+- The adversarial loss matches the discriminator's features (equation 2), not its decision.
+- The discriminator is initialised again when its loss vanishes, as in the authors' experiments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the pipeline asks of every way to score, and what those share that learn from OK parts alone."""
+"""The interface of all detector methods, and a base for those that learn from OK parts alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kizu.training.training_set import Sampling, TrainingSet
 
 @dataclass(frozen=True)
 class DetectorContext:
-    """What a method is made for."""
+    """Images, section and defect classes that a method is made for."""
 
     geometry: InputGeometry
     section: DetectorSection
@@ -53,15 +53,15 @@ class DetectorMethod(Method, Protocol):
     configs: ClassVar[tuple[type, ...]]
     """The configurations whose fields are its options."""
     sampling: Sampling | None
-    """How OK, NG and synthetic NG are mixed; None: it learns from OK parts alone."""
+    """Mixture of OK, NG and synthetic NG; None: it learns from OK parts alone."""
     augment: AugmentSection | None
     """The recipe's `[augment]`; None: it takes its images as they are."""
     uses_unlabelled: bool
-    """Whether the train split's unlabelled images come with the others."""
+    """True if the train split's unlabelled images come with the others."""
     learns_from_ng: bool
-    """Whether the train split's real NG shaped it in any way; then they do not calibrate it."""
+    """True if the train split's real NG shaped it in any way; then they do not calibrate it."""
     notes: list[str]
-    """What a person should know of how it was made."""
+    """Remarks for the report on how it was made."""
 
     def __init__(self, context: DetectorContext):
         """Make its networks, with fresh weights from torch's current seed.
@@ -72,7 +72,7 @@ class DetectorMethod(Method, Protocol):
         ...
 
     def check(self, generator: GeneratorSection | None) -> None:
-        """Before anything trains: can the recipe's generator, if there is one, give what it needs?
+        """Check, before anything trains, that the recipe's generator, if any, gives what it needs.
 
         Raises:
             UserError: it cannot.
@@ -80,7 +80,10 @@ class DetectorMethod(Method, Protocol):
         ...
 
     def begin(self, run: Path) -> None:
-        """Before it trains, after the run's generator: `run` is the run's folder.
+        """Prepare for training, after the run's generator has trained.
+
+        Args:
+            run: the run's folder.
 
         Raises:
             UserError: something that it needs of the run is not there.
@@ -88,7 +91,7 @@ class DetectorMethod(Method, Protocol):
         ...
 
     def finish(self, training: TrainingSet) -> None:
-        """After its last step, in the main process: what takes no gradients."""
+        """Do what takes no gradients, after the last step, in the main process."""
         ...
 
     def detector(self) -> nn.Module:

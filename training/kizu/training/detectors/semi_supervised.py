@@ -1,4 +1,4 @@
-"""How a K + 1 semi-supervised GAN trains (networks and papers: `kizu.models.semi_supervised`).
+"""Training of a K + 1 semi-supervised GAN (networks and papers: `kizu.models.semi_supervised`).
 
 Notable here:
 - The discriminator learns classes from labels, and from all of the camera's images, labelled or not, that they are
@@ -26,7 +26,13 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from kizu.models.config import STRICT
-from kizu.models.semi_supervised import PRESETS, Discriminator, Generator, SemiSupervisedConfig, ng_odds
+from kizu.models.semi_supervised import (
+    PRESETS,
+    SemiSupervisedConfig,
+    SemiSupervisedDiscriminator,
+    SemiSupervisedGenerator,
+    ng_log_odds,
+)
 from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batch, LabelledBatch, Truth
 from kizu.training.data.labelled import UNKNOWN, UNSPECIFIED
@@ -42,7 +48,7 @@ from kizu.training.training_set import Sampling, TrainingSet
 
 @dataclass(frozen=True, config=STRICT)
 class SemiSupervisedTraining:
-    """How it trains; fields are options of `[detector.options]`."""
+    """Training options of `[detector.options]`."""
 
     classes: Literal["defects", "binary"] = "defects"
     """`defects`: one NG class per defect class of the train split; `binary`: one NG class."""
@@ -55,7 +61,7 @@ class SemiSupervisedTraining:
     ramp: float = Field(default=0.1, ge=0, le=1)
     """Share of the training over which that weight rises from 0; 0: at once."""
     synthetic: Literal["generated", "ng"] = "generated"
-    """What synthetic NG are: the class `generated`, or `ng`."""
+    """Class of synthetic NG: `generated`, or `ng`."""
     synthetic_share: float = Field(default=0.5, ge=0, le=1)
     """`generated`: weight of synthetic NG in that class's term; the rest is the generator's."""
     synthetic_ratio: float = Field(default=1.0, ge=0)
@@ -75,12 +81,12 @@ class SemiSupervisedTraining:
 
     @property
     def synthetic_is_ng(self) -> bool:
-        """Whether synthetic NG count among the NG's share."""
+        """True if synthetic NG count among the NG's share."""
         return self.synthetic == "ng"
 
 
 def possible_classes(labels: Tensor, defects: Tensor, classes: int) -> Tensor:
-    """Which of the K real classes each image may be of: bool [N, K].
+    """Mark the K real classes that each image may be of: bool [N, K].
 
     OK is class 0; NG is its defect's class, or any but 0 where that is not known or there is one NG class only; an
     unlabelled image may be of any.
@@ -113,7 +119,7 @@ def generated_loss(logits: Tensor) -> Tensor:
 
 
 def feature_matching(real: Tensor, generated: Tensor, distance: str) -> Tensor:
-    """How far mean features [F] lie apart: `l1`, mean |a − b|; `l2`, ‖a − b‖² (Salimans et al. 2016, section 3.1)."""
+    """Distance of mean features [F]: `l1`, mean |a − b|; `l2`, ‖a − b‖² (Salimans et al. 2016, section 3.1)."""
     difference = real - generated
     return difference.abs().mean() if distance == "l1" else difference.square().sum()
 
@@ -135,13 +141,13 @@ class SemiSupervisedMethod:
         self.sampling: Sampling | None = self.training
         self.augment: AugmentSection | None = AugmentSection()
         self.notes: list[str] = []
-        discriminator = Discriminator(self.config)
+        discriminator = SemiSupervisedDiscriminator(self.config)
         if self.training.weights is not None:
             self.notes.append(load_backbone(discriminator.backbone, Path(self.training.weights)))
         self.networks = nn.ModuleDict(
             {
                 "discriminator": discriminator,
-                "generator": Generator(self.config),
+                "generator": SemiSupervisedGenerator(self.config),
                 "average": copy.deepcopy(discriminator),
             }
         )
@@ -149,19 +155,19 @@ class SemiSupervisedMethod:
         self._last_scores: Tensor | None = None
 
     @property
-    def discriminator(self) -> Discriminator:
+    def discriminator(self) -> SemiSupervisedDiscriminator:
         """The network that trains."""
-        return cast(Discriminator, self.networks["discriminator"])
+        return cast(SemiSupervisedDiscriminator, self.networks["discriminator"])
 
     @property
-    def generator(self) -> Generator:
-        """What it trains against."""
-        return cast(Generator, self.networks["generator"])
+    def generator(self) -> SemiSupervisedGenerator:
+        """The generator that it trains against."""
+        return cast(SemiSupervisedGenerator, self.networks["generator"])
 
     @property
-    def average(self) -> Discriminator:
+    def average(self) -> SemiSupervisedDiscriminator:
         """The network that scores."""
-        return cast(Discriminator, self.networks["average"])
+        return cast(SemiSupervisedDiscriminator, self.networks["average"])
 
     def detector(self) -> nn.Module:
         """The average."""
@@ -201,19 +207,19 @@ class SemiSupervisedMethod:
     def _d_losses(self, batch: Batch) -> Losses:
         truth, count = _truth(batch), len(batch.images)
         with torch.no_grad():
-            fakes = self._draw(max(2, count // 2), batch.images.device)
+            fakes = self._generate(max(2, count // 2), batch.images.device)
         masks = F.pad(truth.masks.float() / 255, (0, 0, 0, 0, 0, 0, 0, len(fakes)))
         images, moved = self._altered(torch.cat([batch.images, fakes.float()]), masks)
-        places = self.discriminator.places(images).float()
-        logits = self.discriminator.pooled(places)
-        self._last_scores = ng_odds(logits.detach())
+        logit_map = self.discriminator.logits(images).float()
+        logits = self.discriminator.pooled(logit_map)
+        self._last_scores = ng_log_odds(logits.detach())
         supervised, real, generated = self._terms(logits[:count], logits[count:], batch.labels, truth)
         ramp = self._ramp()
         losses = {"classes": supervised, "real": real, "generated": generated}
         total = supervised + ramp * 0.5 * (real + generated)
         if self.training.dense_weight:
             weights = truth.weights * self._labelled(batch.labels, truth)
-            losses["dense"] = dense_bce(ng_odds(places[:count])[:, None], moved[:count], truth.located, weights)
+            losses["dense"] = dense_bce(ng_log_odds(logit_map[:count])[:, None], moved[:count], truth.located, weights)
             total = total + self.training.dense_weight * losses["dense"]
         return {"total": total, **losses}
 
@@ -230,7 +236,7 @@ class SemiSupervisedMethod:
 
     def _g_losses(self, batch: Batch) -> Losses:
         truth = _truth(batch)
-        fakes = self._draw(len(batch.images), batch.images.device).float()
+        fakes = self._generate(len(batch.images), batch.images.device).float()
         with _scoring(self.discriminator):
             generated = self.discriminator.penultimate(self._altered(fakes, truth.masks)[0]).float()
             with torch.no_grad():
@@ -248,8 +254,9 @@ class SemiSupervisedMethod:
             labelled &= ~((labels == 1) & truth.synthetic)
         return labelled.float()
 
-    def _draw(self, count: int, device: torch.device) -> Tensor:
-        return self.generator(torch.randn(count, self.config.latent, device=device))
+    def _generate(self, count: int, device: torch.device) -> Tensor:
+        result: Tensor = self.generator(torch.randn(count, self.config.latent, device=device))
+        return result
 
     def _altered(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         altered, moved = augmented(images, masks, self.augment or AugmentSection())
