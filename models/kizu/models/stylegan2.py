@@ -53,6 +53,7 @@ class StyleGAN2Config:
     latent: int = Field(default=512, ge=1)
     """Length of z and of w."""
     mapping_layers: int = Field(default=8, ge=0)
+    """Layers from z to w."""
     capacity: int = Field(default=16384, ge=1)
     """Channels at a resolution r are capacity / r … (fmaps · 32768 of the paper's code)"""
     max_channels: int = Field(default=512, ge=1)

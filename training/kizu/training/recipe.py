@@ -34,6 +34,7 @@ class ImageSection(_Section):
     size: Size = 64
     """Pixels the detector sees: a side, or [height, width]."""
     channels: Literal[1, 3] = 3
+    """1 (grey) or 3 (RGB); images of the other kind are converted."""
     tile: int | None = Field(default=None, ge=16)
     """Inspect in square tiles of this many source pixels; left out: the whole image is resized to `size`."""
     stride: int | None = Field(default=None, ge=1)
@@ -66,6 +67,7 @@ class GeneratorSection(_Section):
     kind: str
     """`stylegan2-ada`; or `classic`, `cutpaste`, `poisson` or `perlin`, which do not train."""
     preset: str = "small"
+    """Width of the networks."""
     kimg: float = Field(default=200, gt=0)
     """Thousands of real images shown to the discriminator."""
     count: int = Field(default=2000, ge=1)
@@ -120,10 +122,13 @@ class DetectorSection(_Section):
     """`[detector]`: the method that scores images."""
 
     kind: str
+    """Name of the method."""
     preset: str = "small"
+    """Name of a set of option values."""
     epochs: int = Field(default=20, ge=1)
     """Passes over the training images (for methods in several stages: in each)."""
     batch_size: int = Field(default=32, ge=2)
+    """Images per update."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Left out: the paper's."""
     options: dict[str, Option] = {}
@@ -136,7 +141,9 @@ class AugmentSection(_Section):
     flip_horizontal: bool = False
     """Off, as the other flip and turns: each can make or hide a defect."""
     flip_vertical: bool = False
+    """Mirror upside down."""
     quarter_turns: bool = False
+    """Turn by multiples of 90°."""
     shift: float = Field(default=0.03, ge=0, le=0.5)
     """Most that an image moves, as a share of its side; 0: not at all."""
     scale: float = Field(default=0.0, ge=0, le=1)
@@ -153,8 +160,11 @@ class SplitsSection(_Section):
     """`[splits]`: shares of the images that go to training, calibration and test."""
 
     train: Share = 0.6
+    """Share that trains."""
     calibration: Share = 0.2
+    """Share that fixes the threshold."""
     test: Share = 0.2
+    """Share that is reported once."""
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> SplitsSection:
@@ -183,20 +193,27 @@ class Recipe(_Section):
     dataset: str
     """A manifest folder, relative to the recipe's folder or the working directory."""
     target_fnr: Share = 0.01
+    """Share of NG parts that may pass."""
     confidence: Share = 0.95
+    """Certainty of that statement."""
     target_specificity: Share = 0.99
     """Fixes the threshold only where no real NG is left for calibration."""
     review_band: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Share of OK parts, next below the threshold, that people look at as well."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of splits, initial weights and the order of images."""
     image: ImageSection = ImageSection()
+    """The images that the detector sees."""
     splits: SplitsSection = SplitsSection()
+    """Shares of training, calibration and test."""
     generator: GeneratorSection | None = None
+    """Synthetic NG; left out: none are made."""
     detector: Annotated[
         tuple[DetectorSection, ...],
         BeforeValidator(_as_tuple),
         Field(min_length=1, max_length=8),
     ]
+    """The method that scores; several are combined."""
     combine: Literal["mean", "max"] = "mean"
     """Combination of several detectors: the mean or the maximum of their scores' ranks."""
     augment: AugmentSection | None = None

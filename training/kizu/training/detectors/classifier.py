@@ -67,7 +67,9 @@ class ClassifierTraining:
     synthetic_schedule: Literal["constant", "falling", "rising"] = "constant"
     """Weight of synthetic images over the training: `constant`, `falling` to nothing, or `rising` from it."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Of AdamW."""
     ema_decay: float = Field(default=0.998, ge=0, lt=1)
+    """Decay of the averaged weights, which score."""
     weights: str | None = None
     """A local file with torchvision's weights of the backbone; left out: from scratch."""
 

@@ -47,6 +47,7 @@ class DRAEMTraining:
     gamma: float = Field(default=2.0, ge=0)
     """γ of the focal loss; 0 makes it a cross-entropy."""
     ema_decay: float = Field(default=0.998, ge=0, lt=1)
+    """Decay of the averaged weights, which score."""
 
 
 class DRAEMMethod(OneClass):

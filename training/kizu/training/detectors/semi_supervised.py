@@ -75,7 +75,9 @@ class SemiSupervisedTraining:
     generator_rate: float = Field(default=3e-4, gt=0)
     """The generator's learning rate."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Of the discriminator's AdamW."""
     ema_decay: float = Field(default=0.998, ge=0, le=1)
+    """Decay of the averaged weights, which score."""
     weights: str | None = None
     """A local file with torchvision's weights of the backbone; left out: from scratch."""
 

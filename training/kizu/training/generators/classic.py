@@ -24,8 +24,11 @@ class ClassicConfig:
     """Fields of `[generator.options]`; as in `[augment]`, with stronger amounts."""
 
     flip_horizontal: bool = False
+    """Mirror left and right."""
     flip_vertical: bool = False
+    """Mirror upside down."""
     quarter_turns: bool = False
+    """Turn by multiples of 90°."""
     shift: float = Field(default=0.1, ge=0, le=0.5)
     """Most that an image moves, as a share of its side."""
     scale: float = Field(default=0.1, ge=0, le=1)

@@ -31,6 +31,7 @@ class CutPasteConfig:
     smallest: float = Field(default=0.01, gt=0)
     """Least area of a rectangle, as a share of the view's (the paper: 0.02)."""
     largest: float = Field(default=0.15, lt=0.5)
+    """Largest area of a rectangle, likewise."""
     longest: float = Field(default=0.25, gt=0, le=1)
     """Of a scar, as a share of the view's shorter side; it is a twentieth to a quarter as wide, 2 pixels at least."""
     jitter: float = Field(default=0.1, ge=0, le=1)

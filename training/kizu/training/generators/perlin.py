@@ -36,6 +36,7 @@ class PerlinConfig:
     faintest: float = Field(default=OPACITY[0], gt=0)
     """Least opacity β of what fills a region; the paper's is 0.1."""
     boldest: float = Field(default=OPACITY[1], le=1)
+    """Largest opacity, likewise."""
 
     @model_validator(mode="after")
     def _opacities_are_in_order(self) -> Self:

@@ -41,6 +41,7 @@ class PoissonConfig:
     smallest: float = Field(default=0.01, gt=0)
     """Least area of a piece of an OK view, as a share of the view's."""
     largest: float = Field(default=0.15, lt=0.5)
+    """Largest area of such a piece, likewise."""
     resize: float = Field(default=0.3, ge=0, le=1)
     """Most that a piece of an OK view grows, as a share; it shrinks as much."""
     candidates: int = Field(default=1024, ge=1)

@@ -64,6 +64,7 @@ class StyleGAN2ADAConfig:
     path_length: float = Field(default=2.0, ge=0)
     """Weight of the path-length penalty; 0: none."""
     path_length_every: int = Field(default=4, ge=1)
+    """Updates of G for each one with that penalty."""
     style_mixing: float = Field(default=0.9, ge=0, le=1)
     """Probability that an image has the styles of two z."""
     ema_kimg: float | None = Field(default=None, ge=0)
@@ -73,6 +74,7 @@ class StyleGAN2ADAConfig:
     augment: Annotated[Literal["ada", "diffaugment", "none"], Fixed()] = "ada"
     """Or `diffaugment`, `none`."""
     ada_target: float = 0.6
+    """Value of the heuristic that p is steered to."""
     ada_kimg: float = Field(default=500.0, gt=0)
     """Thousands of images in which p may go from 0 to 1; 100 after a transfer."""
     ada_heuristic: Literal["r_t", "r_v"] = "r_t"
