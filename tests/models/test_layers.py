@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kizu.models.layers import EqualizedConv2d, EqualizedLinear, MinibatchStd, double, halve, leaky, low_pass
+from kizu.models.layers import (
+    EqualizedConv2d,
+    EqualizedLinear,
+    MinibatchStd,
+    downsample,
+    low_pass,
+    scaled_leaky_relu,
+    upsample,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +50,10 @@ def test_an_equalised_convolution_is_one_over_the_root_of_its_fan_in():
 
 def test_the_activation_keeps_the_second_moment():
     x = torch.randn(200_000)
-    torch.testing.assert_close(leaky(x)[x < 0], 0.2 * math.sqrt(2) * x[x < 0])
-    torch.testing.assert_close(leaky(x)[x > 0], math.sqrt(2) * x[x > 0])
+    torch.testing.assert_close(scaled_leaky_relu(x)[x < 0], 0.2 * math.sqrt(2) * x[x < 0])
+    torch.testing.assert_close(scaled_leaky_relu(x)[x > 0], math.sqrt(2) * x[x > 0])
     # of N(0, 1): ½·2·(1 + 0.04)
-    assert leaky(x).square().mean().item() == pytest.approx(1.04, abs=0.02)
+    assert scaled_leaky_relu(x).square().mean().item() == pytest.approx(1.04, abs=0.02)
 
 
 # --- resampling ---
@@ -70,16 +78,16 @@ def zeros_between(x):
 
 def test_resampling_is_zero_insertion_or_decimation_with_the_filter_1331():
     x = torch.randn(2, 3, 6, 10)
-    torch.testing.assert_close(double(x), filtered(zeros_between(x), 2, 1, gain=4))
-    torch.testing.assert_close(halve(x), filtered(x, 1, 1)[:, :, ::2, ::2])
+    torch.testing.assert_close(upsample(x), filtered(zeros_between(x), 2, 1, gain=4))
+    torch.testing.assert_close(downsample(x), filtered(x, 1, 1)[:, :, ::2, ::2])
     torch.testing.assert_close(low_pass(x, padding=2, gain=3.0), filtered(x, 2, 2, gain=3))
     assert low_pass(x, padding=2).shape == (2, 3, 7, 11)
 
 
 def test_resampling_keeps_constants_inside_the_border():
     x = torch.full((1, 2, 8, 8), 0.7)
-    torch.testing.assert_close(double(x)[:, :, 1:-1, 1:-1], torch.full((1, 2, 14, 14), 0.7))
-    torch.testing.assert_close(halve(x)[:, :, 1:-1, 1:-1], torch.full((1, 2, 2, 2), 0.7))
+    torch.testing.assert_close(upsample(x)[:, :, 1:-1, 1:-1], torch.full((1, 2, 14, 14), 0.7))
+    torch.testing.assert_close(downsample(x)[:, :, 1:-1, 1:-1], torch.full((1, 2, 2, 2), 0.7))
     torch.testing.assert_close(low_pass(x, padding=2)[:, :, 2:-2, 2:-2], torch.full((1, 2, 5, 5), 0.7))
 
 

@@ -10,8 +10,8 @@ from kizu.models.bundle import InputGeometry, Session
 from kizu.models.gaussian import gaussian_blur
 from kizu.models.inspector import Inspector
 from kizu.models.memory import (
+    CHUNK,
     LEVELS,
-    PIECE,
     PRESETS,
     DiscriminatorLevels,
     LocalEncoder,
@@ -51,14 +51,14 @@ def empty(height=32, width=32, channels=1, **options):
 
 
 def vectors(network, x):
-    return network.places(x).permute(0, 2, 3, 1).flatten(0, 2)
+    return network.patches(x).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def make(*size, **options):
     network = empty(*size, **options)
     features = vectors(network, images(12, network.config, seed=0))
-    network.weigh(features)
-    network.remember(network.embed(features)[: network.config.memory])
+    network.fit_gains(features)
+    network.fill(network.embed(features)[: network.config.memory])
     return network
 
 
@@ -80,8 +80,8 @@ def test_the_score_is_the_largest_distance_of_a_place_to_all_that_is_remembered(
     expected = (least.square() + (0.1 * spread) ** 2).sqrt().float()
     score, heatmap = network(x)
     torch.testing.assert_close(score, expected.amax(1), rtol=1e-5, atol=0)
-    # Bilinear: the heatmap's mean over the inner places is theirs.
-    assert (network.config.memory > PIECE) == (options.get("memory") is None)
+    # Bilinear: the heatmap's mean over the inner patches is theirs.
+    assert (network.config.memory > CHUNK) == (options.get("memory") is None)
     torch.testing.assert_close(heatmap.mean((1, 2, 3)), expected.mean(1), rtol=0.05, atol=0)
     assert (heatmap <= score[:, None, None, None] + 1e-5).all()
 
@@ -115,11 +115,11 @@ def test_the_published_weight_is_its_formula():
 def test_each_level_has_the_same_share_of_the_variance():
     network = empty()
     features = vectors(network, images(12, network.config))
-    network.weigh(features)
-    parts = network.embed(features).split(network.places.widths, 1)
+    network.fit_gains(features)
+    parts = network.embed(features).split(network.patches.widths, 1)
     assert len(parts) == LEVELS
     assert [p.var(0, correction=0).sum().item() for p in parts] == pytest.approx([1 / 3] * 3, rel=1e-4)
-    network.weigh(torch.ones(4, sum(network.places.widths)))  # a level that never varies divides by nothing
+    network.fit_gains(torch.ones(4, sum(network.patches.widths)))  # a level that never varies divides by nothing
     assert torch.isfinite(network.gains).all()
 
 
@@ -151,7 +151,7 @@ def test_any_size_has_places_on_a_grid(features, size):
     stride = 4 if min(size) < 160 else 8
     grid = math.ceil(size[0] / stride), math.ceil(size[1] / stride)
     x = images(2, network.config)
-    assert network.places(x).shape == (2, sum(network.places.widths), *grid)
+    assert network.patches(x).shape == (2, sum(network.patches.widths), *grid)
     assert network(x)[1].shape == (2, 1, *size)
 
 
@@ -159,8 +159,8 @@ def test_a_defect_is_hot_where_it_is():
     network = empty()
     x = torch.zeros(1, 1, 32, 32)
     features = vectors(network, x)
-    network.weigh(vectors(network, images(12, network.config)))
-    network.remember(network.embed(features))
+    network.fit_gains(vectors(network, images(12, network.config)))
+    network.fill(network.embed(features))
     x[:, :, 4:8, 20:24] = 1
     heat = network(x)[1][0, 0] - network.floor
     row, column = divmod(int(heat.argmax()), 32)
@@ -185,8 +185,8 @@ def test_an_empty_memory_scores_nothing():
     network = empty()
     with pytest.raises(RuntimeError, match="memory is empty"):
         network(images(1, network.config))
-    with pytest.raises(ValueError, match="0 places"):
-        network.remember(torch.zeros(0, 40))
+    with pytest.raises(ValueError, match="0 patches"):
+        network.fill(torch.zeros(0, 40))
 
 
 def test_a_state_brings_as_many_places_as_it_has():
@@ -204,8 +204,8 @@ def test_a_state_brings_as_many_places_as_it_has():
 def test_a_memory_of_one_place_scores():
     network = empty(score="reweighted")
     features = vectors(network, images(12, network.config))
-    network.weigh(features)
-    network.remember(network.embed(features)[:1])
+    network.fit_gains(features)
+    network.fill(network.embed(features)[:1])
     score, _ = network(images(3, network.config))
     assert torch.isfinite(score).all()
     assert (score > 0).all()

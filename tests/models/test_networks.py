@@ -82,10 +82,10 @@ def test_the_peak_score_is_the_highest_value_of_the_blurred_heatmap(kind, height
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"featurs": 4}, "Unknown option featurs"),
-        ({"features": 0}, "at least 1"),
-        ({"features": 4.5}, "a whole number"),
-        ({"score": "best"}, "score must be"),
+        ({"featurs": 4}, "unknown key 'detector.options.featurs': did you mean 'features'"),
+        ({"features": 0}, "detector.options.features must be at least 1, not 0"),
+        ({"features": 4.5}, "detector.options.features must be a whole number, not 4.5"),
+        ({"score": "best"}, "detector.options.score must be 'latent' or 'peak', not 'best'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

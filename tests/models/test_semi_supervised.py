@@ -5,12 +5,18 @@ import math
 import pytest
 import torch
 
-from kizu.models.semi_supervised import PRESETS, Discriminator, Generator, SemiSupervisedConfig, ng_odds
+from kizu.models.semi_supervised import (
+    PRESETS,
+    SemiSupervisedConfig,
+    SemiSupervisedDiscriminator,
+    SemiSupervisedGenerator,
+    ng_log_odds,
+)
 
 
 def make(height=32, width=32, channels=1, **options):
     torch.manual_seed(0)
-    network = Discriminator(SemiSupervisedConfig(height, width, channels, **options))
+    network = SemiSupervisedDiscriminator(SemiSupervisedConfig(height, width, channels, **options))
     with torch.no_grad():
         network.head.weight.mul_(30)
         for layer in network.modules():
@@ -26,8 +32,8 @@ def test_the_score_is_the_log_odds_of_ng_among_the_real_classes_whatever_generat
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).double() * 3
     with_generated = torch.softmax(torch.cat([logits, torch.zeros(5, 1)], 1), 1)
     ok, ng = with_generated[:, 0], with_generated[:, 1:4].sum(1)
-    torch.testing.assert_close(ng_odds(logits), (ng / ok).log())
-    torch.testing.assert_close(ng_odds(logits + 7), ng_odds(logits))
+    torch.testing.assert_close(ng_log_odds(logits), (ng / ok).log())
+    torch.testing.assert_close(ng_log_odds(logits + 7), ng_log_odds(logits))
 
 
 @pytest.mark.parametrize("options", [{}, {"pool": "lse"}, {"real_classes": 5}], ids=str)
@@ -43,11 +49,11 @@ def test_with_two_classes_the_score_is_the_pool_of_the_maps_log_odds():
         ({"pool": "lse", "lse_temperature": 0.5}, lambda m: 0.5 * (torch.logsumexp(m / 0.5, 1) - math.log(64))),
     ):
         network = make(**options)
-        places = network.places(torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(2)))
+        places = network.logits(torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(2)))
         assert places.shape == (3, 2, 8, 8)
         logits = network.pooled(places)
         torch.testing.assert_close(logits[:, 0], places[:, 0].mean((1, 2)))
-        torch.testing.assert_close(ng_odds(logits), pool((places[:, 1] - places[:, 0]).flatten(1)))
+        torch.testing.assert_close(ng_log_odds(logits), pool((places[:, 1] - places[:, 0]).flatten(1)))
 
 
 def test_every_ng_class_is_pooled_by_itself():
@@ -89,7 +95,7 @@ def test_a_defect_is_hot_where_it_is():
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (40, 96), (128, 128)])
 def test_the_generator_draws_any_size_within_the_range_of_images(size):
     torch.manual_seed(0)
-    generator = Generator(SemiSupervisedConfig(*size, 3, latent=8, generator_features=4))
+    generator = SemiSupervisedGenerator(SemiSupervisedConfig(*size, 3, latent=8, generator_features=4))
     images = generator(torch.randn(4, 8))
     assert images.shape == (4, 3, *size)
     assert images.abs().max() <= 1
@@ -99,7 +105,7 @@ def test_the_generator_draws_any_size_within_the_range_of_images(size):
 @pytest.mark.parametrize("preset", ["small", "wavelet"])
 def test_a_generator_can_learn_from_its_features(preset):
     torch.manual_seed(0)
-    discriminator = Discriminator(SemiSupervisedConfig(32, 32, 1, **PRESETS[preset]))
+    discriminator = SemiSupervisedDiscriminator(SemiSupervisedConfig(32, 32, 1, **PRESETS[preset]))
     images = torch.cat([torch.zeros(2, 1, 32, 32), torch.rand(2, 1, 32, 32)]).requires_grad_()
     discriminator.penultimate(images).square().sum().backward()
     assert torch.isfinite(images.grad).all()
@@ -108,8 +114,8 @@ def test_a_generator_can_learn_from_its_features(preset):
 
 def test_the_small_preset_is_small():
     config = SemiSupervisedConfig(128, 128, 3, real_classes=7, **PRESETS["small"])
-    assert 100_000 < sum(p.numel() for p in Discriminator(config).parameters()) < 300_000
-    assert 200_000 < sum(p.numel() for p in Generator(config).parameters()) < 600_000
+    assert 100_000 < sum(p.numel() for p in SemiSupervisedDiscriminator(config).parameters()) < 300_000
+    assert 200_000 < sum(p.numel() for p in SemiSupervisedGenerator(config).parameters()) < 600_000
 
 
 @pytest.mark.parametrize("options", [{"real_classes": 1}, {"pool": "mean"}, {"backbone": "vgg"}], ids=str)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kizu.models.layers import double, leaky, low_pass
+from kizu.models.layers import low_pass, scaled_leaky_relu, upsample
 from kizu.models.stylegan2 import (
     PRESETS,
     Discriminator,
@@ -73,7 +73,7 @@ def test_an_image_below_16_pixels_is_refused():
 
 @pytest.mark.parametrize("option", ["latent", "capacity", "max_channels", "group"])
 def test_a_network_of_nothing_is_refused(option):
-    with pytest.raises(ValueError, match=f"{option} must be at least 1"):
+    with pytest.raises(ValueError, match=rf"{option}\s+Input should be greater than or equal to 1"):
         tiny(**{option: 0})
 
 
@@ -94,7 +94,7 @@ def by_definition(layer, x, w):
         y = low_pass(y, padding=1, gain=4.0)  # held against its definition in test_layers
     else:
         y = F.conv2d(x, weight.flatten(0, 1), padding=1, groups=n).view(n, outputs, height, width)
-    return leaky(y + layer.bias[:, None, None])
+    return scaled_leaky_relu(y + layer.bias[:, None, None])
 
 
 @pytest.mark.parametrize("up", [False, True])
@@ -145,7 +145,7 @@ def test_a_shift_of_one_pixel_before_doubling_is_one_of_two_after_it():
         inside = (slice(None), slice(None), slice(5, -5), slice(5, -5))
         moved = layer(x.roll(1, axis), w, "none")[inside]
         torch.testing.assert_close(moved, layer(x, w, "none").roll(2, axis)[inside], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(double(x.roll(1, axis))[inside], double(x).roll(2, axis)[inside])
+        torch.testing.assert_close(upsample(x.roll(1, axis))[inside], upsample(x).roll(2, axis)[inside])
 
 
 def test_styles_begin_at_one_and_the_rgb_layer_is_scaled_but_not_demodulated():
@@ -168,7 +168,7 @@ def test_an_image_is_the_sum_of_what_the_levels_add_each_enlarged_and_has_no_tan
     image = network(ws, "none")
     total = seen[0]
     for added in seen[1:]:
-        total = double(total) + added
+        total = upsample(total) + added
     torch.testing.assert_close(image, total)
     with torch.no_grad():
         network.to_image[-1].bias.fill_(100.0)
@@ -270,7 +270,7 @@ def test_the_mapping_is_its_definition_with_and_without_classes():
             embedded = F.one_hot(classes, 3).float() @ mapping.embedding.weight.T / math.sqrt(3)
             x = torch.cat([x, embedded / (embedded.square().mean(1, keepdim=True) + 1e-8).sqrt()], 1)
         for layer in mapping.layers:
-            x = leaky(x @ layer.weight.T * (0.01 / math.sqrt(x.shape[1])) + 0.01 * layer.bias)
+            x = scaled_leaky_relu(x @ layer.weight.T * (0.01 / math.sqrt(x.shape[1])) + 0.01 * layer.bias)
         torch.testing.assert_close(mapping(z, classes if number else None), x)
 
 
@@ -323,7 +323,7 @@ def test_mixing_takes_the_other_s_styles_from_one_layer_on_as_often_as_asked():
 def test_the_projection_is_the_inner_product_with_the_class_over_the_root_of_its_length():
     network = Discriminator(tiny(classes=3))
     images, classes = torch.randn(4, 1, 16, 16), torch.tensor([0, 1, 2, 1])
-    features = network.verdict(network.features(images)[-1])
+    features = network.head(network.features(images)[-1])
     embedded = network.mapping(None, classes)
     assert features.shape == embedded.shape == (4, 16)
     torch.testing.assert_close(network(images, classes), (features * embedded).sum(1) / 4)
@@ -357,8 +357,10 @@ def numeric_slope(f, x, direction, step):
 
 def test_the_gradient_of_the_gradient_penalty_is_right():
     network = Discriminator(tiny(capacity=64, max_channels=4)).double()
-    network.verdict.forward = lambda x: network.verdict.out(  # in fp64, where the module insists on fp32
-        leaky(network.verdict.dense(leaky(network.verdict.conv(network.verdict.statistic(x))).flatten(1)))
+    network.head.forward = lambda x: network.head.out(  # in fp64, where the module insists on fp32
+        scaled_leaky_relu(
+            network.head.dense(scaled_leaky_relu(network.head.conv(network.head.statistic(x))).flatten(1))
+        )
     )
     images = torch.randn(2, 1, 16, 16, dtype=torch.float64)
     weight = network.blocks[0].conv2.weight
@@ -401,7 +403,7 @@ def test_path_lengths_have_a_gradient_in_every_weight_that_shapes_the_image():
 def test_under_autocast_the_image_the_mapping_and_the_verdict_are_fp32():
     generator, discriminator = Generator(tiny(32, 32, 3)), Discriminator(tiny(32, 32, 3))
     seen = {}
-    discriminator.verdict.conv.register_forward_hook(lambda _m, i, o: seen.update(verdict=(i[0].dtype, o.dtype)))
+    discriminator.head.conv.register_forward_hook(lambda _m, i, o: seen.update(verdict=(i[0].dtype, o.dtype)))
     discriminator.blocks[0].conv1.register_forward_hook(lambda _m, _i, o: seen.update(block=o.dtype))
     generator.synthesis.to_image[0].register_forward_hook(lambda _m, _i, o: seen.update(rgb=o.dtype))
     z = torch.randn(4, 16)

@@ -151,8 +151,8 @@ def test_a_run_without_a_generator_cannot_synthesize(small_run, tmp_path):
     [
         (('kind = "stylegan2-ada"', 'kind = "stylegan9"'), "Unknown generator 'stylegan9'"),
         (('preset = "demo"', 'preset = "huge"'), "Unknown preset 'huge'"),
-        (("capacity = 128", "capcity = 128"), "Unknown option capcity"),
-        (("latent = 16", "loss = 'least'"), "loss must be one of"),
+        (("capacity = 128", "capcity = 128"), "unknown key 'generator.options.capcity': did you mean 'capacity'"),
+        (("latent = 16", "loss = 'least'"), "loss must be 'non-saturating'"),
         (("kimg = 0.2", "kmg = 0.2"), "did you mean 'kimg'"),
         (("kimg = 0.2", 'kimg = 0.2\nstart_from = "nowhere"'), "there is no nowhere"),
     ],

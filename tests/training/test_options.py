@@ -2,40 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 import pytest
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 
 from kizu.errors import UserError
-from kizu.training import options
+from kizu.models.config import STRICT, Extent, Fixed
+from kizu.training.options import REQUIRED, OptionInfo, Options, describe, option_names, preset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Config:
-    size: int
-    depth: int = 3
-    rate: float = 0.5
+    """What these tests configure."""
+
+    size: Extent
+    depth: int = Field(default=3, ge=0)
+    """Levels of it."""
+    rate: float = Field(default=0.5, gt=0, le=2)
     limit: float | None = None
-    loss: str = "hinge"
+    loss: Literal["hinge", "ls"] = "hinge"
+    """The one
+    or the other."""
     fast: bool = False
+    batch: Annotated[int, Fixed()] = 4
 
-    def __post_init__(self):
-        if self.loss not in ("hinge", "ls"):
-            raise ValueError(f"loss must be hinge or ls, not {self.loss!r}")
-
-
-def configure(given, **keys):
-    return options.configure(Config, {"size": 8}, given, "generator.options", **keys)
-
-
-def test_options_take_the_place_of_defaults_and_of_what_was_fixed():
-    assert configure({}) == Config(8)
-    given = {"size": 9, "depth": 4, "rate": 1, "limit": 2.5, "loss": "ls", "fast": True}
-    assert configure(given) == Config(9, 4, 1, 2.5, "ls", True)
+    @model_validator(mode="after")
+    def _fast_is_shallow(self) -> Self:
+        if self.fast and self.depth > 4:
+            raise ValueError("fast needs a depth of at most 4")
+        return self
 
 
-def test_options_of_somebody_else_are_left_alone():
-    assert configure({"latent": 64}) == Config(8)
+@dataclass(frozen=True, config=STRICT)
+class Wider(Config):
+    """One option more."""
+
+    width: int = 1
+
+
+def make(given: dict[str, Any], values: dict[str, Any] | None = None) -> Config:
+    return Options("generator.options", given, values or {}).make(Config, size=8)
+
+
+def test_options_take_the_place_of_presets_and_these_of_defaults() -> None:
+    assert make({}) == Config(8)
+    given = {"depth": 4, "rate": 1, "limit": 2.5, "loss": "ls", "fast": True}
+    assert make(given) == Config(8, 4, 1, 2.5, "ls", True)
+    assert make({"depth": 4}, {"depth": 2, "rate": 0.25}) == Config(8, 4, 0.25)
+
+
+def test_a_whole_number_serves_as_a_number() -> None:
+    assert isinstance(make({"rate": 1}).rate, float)
+
+
+def test_options_of_another_configuration_are_left_alone() -> None:
+    assert make({"latent": 64}) == Config(8)
+
+
+def test_what_is_fixed_is_no_option() -> None:
+    assert make({"size": 9, "batch": 9}) == Config(8)
+    with pytest.raises(UserError, match=r"unknown key 'generator\.options\.batch'"):
+        Options("generator.options", {"batch": 9}).check(Config)
 
 
 @pytest.mark.parametrize(
@@ -48,36 +77,70 @@ def test_options_of_somebody_else_are_left_alone():
         ({"depth": -1}, "generator.options.depth must be at least 0, not -1"),
         ({"rate": "fast"}, "generator.options.rate must be a number, not 'fast'"),
         ({"rate": False}, "generator.options.rate must be a number, not False"),
+        ({"rate": float("nan")}, "generator.options.rate must be a finite number, not nan"),
+        ({"rate": 0}, "generator.options.rate must be greater than 0, not 0"),
+        ({"rate": 2.5}, "generator.options.rate must be at most 2, not 2.5"),
         ({"limit": True}, "generator.options.limit must be a number, not True"),
-        ({"loss": 1}, "generator.options.loss must be a name, not 1"),
+        ({"loss": 1}, "generator.options.loss must be 'hinge' or 'ls', not 1"),
+        ({"loss": "minimax"}, "generator.options.loss must be 'hinge' or 'ls', not 'minimax'"),
         ({"fast": 1}, "generator.options.fast must be true or false, not 1"),
         ({"fast": "yes"}, "generator.options.fast must be true or false, not 'yes'"),
-        ({"loss": "minimax"}, r"\[generator.options\]: loss must be hinge or ls, not 'minimax'"),
+        ({"fast": True, "depth": 5}, "generator.options: fast needs a depth of at most 4"),
     ],
 )
-def test_values_of_the_wrong_kind_are_refused_by_name(given, message):
-    with pytest.raises(UserError, match=message):
-        configure(given)
+def test_values_that_do_not_fit_are_refused_by_name(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        make(given)
+    assert refused.value.problem == message
 
 
-def test_the_least_whole_number_is_the_caller_s_to_say():
-    with pytest.raises(UserError, match="at least 2, not 1"):
-        configure({"depth": 1}, least=2)
-    assert configure({"depth": 2, "rate": 1}, least=2).depth == 2
+def test_all_faults_are_named_at_once() -> None:
+    with pytest.raises(UserError) as refused:
+        make({"depth": -1, "loss": "no"})
+    assert refused.value.problem.splitlines() == [
+        "generator.options.depth must be at least 0, not -1",
+        "generator.options.loss must be 'hinge' or 'ls', not 'no'",
+    ]
 
 
-def test_unknown_options_are_named_with_those_that_there_are():
-    known = options.known_options(Config, "size")
-    assert known == ["depth", "fast", "limit", "loss", "rate"]
-    options.check_names({"rate": 1}, known, "generator.options", "generator 'x'")
-    with pytest.raises(UserError, match=r"Unknown option deep, size in \[generator.options\]") as refused:
-        options.check_names({"size": 1, "rate": 1, "deep": 2}, known, "generator.options", "generator 'x'")
-    assert refused.value.remedy == "Options of generator 'x': depth, fast, limit, loss, rate."
+def test_unknown_options_are_named_with_the_nearest_and_with_all() -> None:
+    Options("generator.options", {"rate": 1, "width": 2}).check(Config, Wider)
+    with pytest.raises(UserError) as refused:
+        Options("generator.options", {"size": 1, "rate": 1, "dept": 2}).check(Config)
+    assert refused.value.problem.splitlines()[1] == (
+        "unknown key 'generator.options.dept': did you mean 'depth'? Known here: depth, fast, limit, loss, rate"
+    )
+    assert "generator.options.size" in refused.value.problem.splitlines()[0]
 
 
-def test_a_preset_is_found_by_name():
+def test_a_preset_is_found_by_name() -> None:
     presets = {"small": {"depth": 1}, "large": {"depth": 9}}
-    assert options.preset(presets, "large", "generator 'x'") == {"depth": 9}
+    assert preset(presets, "large", "generator 'x'") == {"depth": 9}
     with pytest.raises(UserError, match="Unknown preset 'huge' of generator 'x'") as refused:
-        options.preset(presets, "huge", "generator 'x'")
+        preset(presets, "huge", "generator 'x'")
     assert refused.value.remedy == "Known presets: small, large."
+
+
+def test_options_are_described_with_type_default_bounds_and_docstring() -> None:
+    assert describe(Config) == [
+        OptionInfo("depth", "a whole number", 3, "≥ 0", "Levels of it."),
+        OptionInfo("rate", "a number", 0.5, "> 0, ≤ 2", ""),
+        OptionInfo("limit", "a number", None, "", ""),
+        OptionInfo("loss", "`hinge`, `ls`", "hinge", "", "The one or the other."),
+        OptionInfo("fast", "true or false", False, "", ""),
+    ]
+
+
+def test_inherited_options_keep_their_descriptions() -> None:
+    assert option_names(Wider) == [*option_names(Config), "width"]
+    assert describe(Wider)[: len(describe(Config))] == describe(Config)
+
+
+def test_a_key_without_a_default_says_so() -> None:
+    @dataclass(frozen=True, config=STRICT)
+    class Needy:
+        """One field that must be given."""
+
+        kind: str
+
+    assert describe(Needy)[0].default is REQUIRED

@@ -1,5 +1,7 @@
 """Recipes: what they accept, and how they refuse."""
 
+import json
+
 import pytest
 
 from kizu.errors import UserError
@@ -22,20 +24,48 @@ def test_everything_but_name_dataset_and_detector_has_a_default():
         ({"target_fn": 0.1}, "unknown key 'target_fn': did you mean 'target_fnr'"),
         ({"image": {"sizes": 64}}, "unknown key 'image.sizes': did you mean 'size'"),
         ({"detector": {"kind": "ganomaly", "epoch": 3}}, "unknown key 'detector.epoch': did you mean 'epochs'"),
-        ({"target_fnr": 0}, "'target_fnr'"),
-        ({"target_fnr": 1.5}, "'target_fnr'"),
-        ({"image": {"size": 16}}, "'image.size'"),
-        ({"image": {"channels": 2}}, "'image.channels'"),
-        ({"image": {"stride": 8}}, "stride needs tile"),
+        ({"target_fnr": 0}, "target_fnr must be greater than 0, not 0"),
+        ({"target_fnr": 1.5}, "target_fnr must be less than 1, not 1.5"),
+        ({"target_fnr": "1%"}, "target_fnr must be a number, not '1%'"),
+        ({"seed": True}, "seed must be a whole number, not True"),
+        ({"seed": "3"}, "seed must be a whole number, not '3'"),
+        ({"image": {"size": 16}}, "image.size must be at least 32 or a list, not 16"),
+        ({"image": {"size": [64, 2048]}}, "image.size must be at most 1024, not 2048"),
+        ({"image": 64}, "image must be a table, not 64"),
+        ({"image": {"channels": 2}}, "image.channels must be 1 or 3, not 2"),
+        ({"image": {"stride": 8}}, "image: stride needs tile"),
         ({"image": {"tile": 32, "stride": 48}}, "leaves gaps"),
         ({"splits": {"train": 0.9}}, "must sum to 1"),
-        ({"name": "a/b"}, "'name'"),
+        ({"name": "a/b"}, r"name must be a text like \^.*, not 'a/b'"),
         ({"detector": {}}, "'detector.kind' is missing"),
+        ({"detector": []}, "detector must be a list of 1 at least"),
+        ({"detector": {"kind": "a", "options": {"b": [1]}}}, r"detector.options.b must be .* or a text, not \[1\]"),
+        (
+            {"generator": {"kind": "a", "augmentations": {"hue": 1}}},
+            "generator.augmentations.hue must be true or false",
+        ),
     ],
 )
 def test_a_fault_is_named_with_its_key(change, message):
     with pytest.raises(UserError, match=message):
         parse_recipe(SMALLEST | change, "recipe.toml")
+
+
+def test_a_true_option_is_no_number():
+    """Which option takes which is for the detector to say; nothing is converted before."""
+    detector = {"kind": "ganomaly", "options": {"latent": True, "features": 4, "kappa": 1.0, "score": "1"}}
+    given = parse_recipe(SMALLEST | {"detector": detector}, "r").detector[0].options
+    assert {name: type(value) for name, value in given.items()} == {
+        "latent": bool,
+        "features": int,
+        "kappa": float,
+        "score": str,
+    }
+
+
+def test_a_recipe_survives_json():
+    recipe = parse_recipe(SMALLEST | {"image": {"size": [48, 96]}, "confidence": 0.9}, "r")
+    assert parse_recipe(json.loads(recipe.model_dump_json()), "r") == recipe
 
 
 def test_size_is_a_side_or_height_and_width():

@@ -49,7 +49,7 @@ class BundleError(UserError):
 
 
 class InputGeometry(BaseModel):
-    """What the graph expects of an image; all sizes in pixels."""
+    """Image geometry that the graph expects; all sizes in pixels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,12 +71,12 @@ class InputGeometry(BaseModel):
         return self.tile or self.width
 
     def accepts(self, height: int, width: int) -> bool:
-        """Whether an image of this size can be inspected."""
+        """Tell if an image of this size can be inspected."""
         return height >= self.min_height and width >= self.min_width
 
 
 class DatasetReference(BaseModel):
-    """Which images a model comes from."""
+    """Identity and counts of the images that a model comes from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,7 +90,7 @@ class DatasetReference(BaseModel):
 
 
 class Parity(BaseModel):
-    """How far the exported graph strays from torch over the calibration split (relative to the largest value)."""
+    """Differences of the exported graph from torch over the calibration split (relative to the largest value)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

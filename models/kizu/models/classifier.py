@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from kizu.models.config import STRICT, Extent
 from kizu.models.wavelets import STRIDE, WaveletModuli
 
-POOLS = ("topk", "lse")
-BACKBONES = ("plain", "wavelet", "resnet18", "resnet34")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIEWS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
 """Axes of [N, C, H, W] that each view mirrors."""
@@ -32,55 +32,47 @@ FINE_BELOW = 160
 """Shorter side in pixels under which a ResNet goes without its first pooling, for a map of stride 8, not 16."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ClassifierConfig:
     """Shape of a classifier; `height` and `width` in pixels."""
 
-    height: int
-    width: int
-    channels: int
-    backbone: str = "plain"
+    height: Extent
+    width: Extent
+    channels: Extent
+    backbone: Literal["plain", "wavelet", "resnet18", "resnet34"] = "plain"
     """`plain` and `wavelet` (from scratch), or torchvision's `resnet18` or `resnet34` up to their third layer."""
-    features: int = 16
+    features: int = Field(default=16, ge=1)
     """`plain` and `wavelet`: channels of the first layer that learns; each halving doubles them."""
-    stem_stride: int = 1
+    stem_stride: Literal[1, 2] = 1
     """`plain`: 1, a first layer at full resolution; or 2, a wider one at half of it, four times as fast."""
-    halvings: int = 2
-    """`plain` and `wavelet`: residual blocks that halve the resolution."""
-    blocks: int = 2
+    halvings: int = Field(default=2, ge=0)
+    """`plain` and `wavelet`: residual blocks that downsample by 2."""
+    blocks: int = Field(default=2, ge=1)
     """`plain` and `wavelet`: residual blocks at the resolution of the map."""
-    pool: str = "topk"
+    pool: Literal["topk", "lse"] = "topk"
     """`topk` or `lse`."""
-    top_share: float = 0.05
+    top_share: float = Field(default=0.05, ge=0, le=1)
     """`topk`: share of the map's places whose logits are averaged; at least one place is."""
-    lse_temperature: float = 1.0
+    lse_temperature: float = Field(default=1.0, gt=0)
     """`lse`: T; towards 0 the pool becomes the maximum, towards ∞ the mean."""
-    views: int = 1
+    views: Literal[1, 2, 4] = 1
     """An image scores as the mean over 1: itself; 2: and its mirror image; 4: and both upside down, at that many times
     the cost. For products that `[augment]` may flip likewise."""
 
-    def __post_init__(self) -> None:
-        for name, value, known in (("backbone", self.backbone, BACKBONES), ("pool", self.pool, POOLS)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-        if self.views not in (1, 2, 4):
-            raise ValueError(f"views must be 1, 2 or 4, not {self.views}")
-        if self.stem_stride not in (1, 2):
-            raise ValueError(f"stem_stride must be 1 or 2, not {self.stem_stride}")
+    @model_validator(mode="after")
+    def _the_map_has_several_places(self) -> Self:
         if self.stride > min(self.height, self.width) // 2:
             raise ValueError(
                 f"halvings leaves a map of one place: its stride is {self.stride}, the image's shorter side "
                 f"{min(self.height, self.width)}"
             )
-        if not 0 <= self.top_share <= 1:
-            raise ValueError(f"top_share must lie in [0, 1], not {self.top_share}")
-        if self.lse_temperature <= 0:
-            raise ValueError(f"lse_temperature must be positive, not {self.lse_temperature}")
+        return self
 
     @property
     def stride(self) -> int:
         """`plain` and `wavelet`: pixels of the image per place of the map."""
-        return (STRIDE if self.backbone == "wavelet" else self.stem_stride) * 2**self.halvings
+        stem: int = STRIDE if self.backbone == "wavelet" else self.stem_stride
+        return stem << self.halvings
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -127,7 +119,8 @@ class PlainBackbone(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.stem(x))
+        result: Tensor = self.blocks(self.stem(x))
+        return result
 
 
 class WaveletBackbone(nn.Module):
@@ -150,7 +143,8 @@ class WaveletBackbone(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.mixture(self.norm(self.moduli(x))))
+        result: Tensor = self.blocks(self.mixture(self.norm(self.moduli(x))))
+        return result
 
 
 def residual_blocks(config: ClassifierConfig) -> nn.Sequential:
@@ -193,7 +187,7 @@ class ResNetBackbone(nn.Module):
         return self.levels(x)[-1]
 
     def levels(self, x: Tensor) -> list[Tensor]:
-        """What each layer gives: [N, 64, 4h', 4w'], [N, 128, 2h', 2w'], [N, 256, h', w']."""
+        """Feature maps of the three layers: [N, 64, 4h', 4w'], [N, 128, 2h', 2w'], [N, 256, h', w']."""
         x = ((x + 1) / 2 - self.mean) / self.std  # a grey channel broadcasts to three
         first = self.layer1(self.pool(F.relu(self.bn1(self.conv1(x)))))
         second = self.layer2(first)
@@ -201,7 +195,7 @@ class ResNetBackbone(nn.Module):
 
 
 def make_backbone(config: ClassifierConfig) -> PlainBackbone | WaveletBackbone | ResNetBackbone:
-    """The one that `backbone` names."""
+    """Make the backbone that the configuration names."""
     if config.backbone == "plain":
         return PlainBackbone(config)
     return WaveletBackbone(config) if config.backbone == "wavelet" else ResNetBackbone(config)
@@ -221,7 +215,7 @@ def lse_pool(logits: Tensor, temperature: float) -> Tensor:
 
 
 def mean_over_views(x: Tensor, views: int, detect: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """What `detect` says of images and of their mirror images, on average.
+    """Average of `detect` over images and their mirror images.
 
     Args:
         x: [N, C, H, W].
@@ -259,7 +253,8 @@ class Classifier(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The map before calibration: [N, C, H, W] → [N, 1, h', w']."""
-        return self.head(self.backbone(x))
+        result: Tensor = self.head(self.backbone(x))
+        return result
 
     def pooled(self, logits: Tensor) -> Tensor:
         """A map's logit: [N, 1, h', w'] → [N]."""

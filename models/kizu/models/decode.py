@@ -68,7 +68,7 @@ class TooManyPixelsError(ImageError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself; width and height in pixels, after EXIF orientation."""
+    """Format and size that a file's header states; in pixels, after EXIF orientation."""
 
     format: str
     width: int
@@ -116,7 +116,8 @@ def decode_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
         lossy = _format(image) == "JPEG"
         loaded = _load(image, data)
         if loaded.mode.startswith(("I", "F")):
-            return np.asarray(loaded) != 0
+            marked: NDArray[np.bool_] = np.asarray(loaded) != 0
+            return marked
         pixels = _to_uint8(loaded)
         return np.asarray(pixels.max(axis=2) >= (128 if lossy else 1))
 

@@ -13,16 +13,17 @@ Notable here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from kizu.models.config import STRICT, Extent
 from kizu.models.layers import pad_to, padded, peak, pyramid_depth
 
-SCORES = ("peak", "mean-filter")
 RECONSTRUCTION_WIDTHS = (1, 2, 4, 8, 8)
 SEGMENTATION_WIDTHS = (1, 2, 4, 8, 8, 8)
 """Channels at each halving, in multiples of those at full resolution (the authors' 128 … 1024 and 64 … 512)."""
@@ -30,23 +31,19 @@ FILTER_SHARE = 21 / 256
 """Side of the mean filter, as a share of the image's (section 3.4: 21 pixels of 256)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class DRAEMConfig:
     """Shape of a DRAEM; `height` and `width` in pixels."""
 
-    height: int
-    width: int
-    channels: int
-    features: int = 128
+    height: Extent
+    width: Extent
+    channels: Extent
+    features: int = Field(default=128, ge=1)
     """Channels of the reconstructive network at full resolution."""
-    segmentation_features: int = 64
+    segmentation_features: int = Field(default=64, ge=1)
     """Channels of the discriminative network at full resolution."""
-    score: str = "mean-filter"
+    score: Literal["mean-filter", "peak"] = "mean-filter"
     """`mean-filter`: the highest local mean, the published score; `peak`: the highest value after a small blur."""
-
-    def __post_init__(self) -> None:
-        if self.score not in SCORES:
-            raise ValueError(f"score must be one of {', '.join(SCORES)}, not {self.score!r}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -90,10 +87,11 @@ class Pyramid(nn.Module):
         for i, down in enumerate(self.down):
             x = down(F.max_pool2d(x, 2) if i else x)
             kept.append(x)
-        for up, beside in zip(reversed(self.up), reversed(kept[:-1]), strict=True):
+        for up, skip in zip(reversed(self.up), reversed(kept[:-1]), strict=True):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            x = up(torch.cat([x, beside], 1) if self.skips else x)
-        return self.head(x)
+            x = up(torch.cat([x, skip], 1) if self.skips else x)
+        result: Tensor = self.head(x)
+        return result
 
 
 def highest_mean(heatmap: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 PIECES = 16
-"""Of a rank's function, at most."""
+"""Largest number of pieces of a rank's function."""
 
 
 class RankScale(nn.Module):

@@ -12,38 +12,37 @@ Notable here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from kizu.models.config import STRICT, Extent
 from kizu.models.layers import LayerNorm2d, ResidualBlock, pad_to, padded, peak, pyramid_depth
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class FAnoGANConfig:
     """Shape of an f-AnoGAN; `height` and `width` in pixels."""
 
-    height: int
-    width: int
-    channels: int
-    features: int = 64
+    height: Extent
+    width: Extent
+    channels: Extent
+    features: int = Field(default=64, ge=1)
     """Channels at full resolution (dim)."""
-    latent: int = 128
+    latent: int = Field(default=128, ge=1)
     """Length of z ~ N(0, 1)."""
-    kappa: float = 1.0
+    kappa: float = Field(default=1.0, ge=0)
     """κ: weight of the feature residual in loss and score."""
-    score: str = "izi_f"
+    score: Literal["izi_f", "peak"] = "izi_f"
     """`izi_f`: the published one; `peak`: the highest residual, for defects that are small in the image."""
-
-    def __post_init__(self) -> None:
-        if self.score not in ("izi_f", "peak"):
-            raise ValueError(f"score must be 'izi_f' or 'peak', not {self.score!r}")
 
     @property
     def depth(self) -> int:
-        """Residual blocks, each of which halves or doubles the resolution."""
+        """Residual blocks, each of which downsamples or upsamples by 2."""
         return pyramid_depth(self.height, self.width)
 
     @property
@@ -63,13 +62,13 @@ class FAnoGANConfig:
         return height >> self.depth, width >> self.depth
 
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": {"features": 8, "latent": 64},
     "paper": {"features": 64, "latent": 128},
 }
 
 
-class Generator(nn.Module):
+class FAnoGANGenerator(nn.Module):
     """z [N, latent] → image [N, C, H, W] in [−1, 1]."""
 
     def __init__(self, config: FAnoGANConfig):
@@ -83,7 +82,8 @@ class Generator(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(z).reshape(-1, *self.base)))
+        result: Tensor = self.head(self.blocks(self.stem(z).reshape(-1, *self.base)))
+        return result
 
 
 class ResidualPyramid(nn.Module):
@@ -112,7 +112,7 @@ class FAnoGAN(nn.Module):
     def __init__(self, config: FAnoGANConfig):
         super().__init__()
         self.config = config
-        self.generator = Generator(config)
+        self.generator = FAnoGANGenerator(config)
         self.critic = ResidualPyramid(config, 1)
         self.encoder = ResidualPyramid(config, config.latent)
 
@@ -138,4 +138,5 @@ class FAnoGAN(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """G(E(x)) for x, both [N, C, height, width] in [−1, 1]."""
         reconstruction = self.generator(self.encode(pad_to(x, *self.config.padded)))
-        return reconstruction[:, :, : self.config.height, : self.config.width]
+        result: Tensor = reconstruction[:, :, : self.config.height, : self.config.width]
+        return result

@@ -11,34 +11,33 @@ Notable here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from kizu.models.config import STRICT, Extent
 from kizu.models.layers import init_dcgan, pad_to, padded, peak, pyramid_depth
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class GANomalyConfig:
     """Shape of a GANomaly; `height` and `width` in pixels."""
 
-    height: int
-    width: int
-    channels: int
-    features: int = 64
+    height: Extent
+    width: Extent
+    channels: Extent
+    features: int = Field(default=64, ge=1)
     """Channels of the first convolution (ndf, ngf)."""
-    latent: int = 100
+    latent: int = Field(default=100, ge=1)
     """Length of z (nz)."""
-    score: str = "latent"
+    score: Literal["latent", "peak"] = "latent"
     """`latent`: the published one; `peak`: the highest residual, for defects that are small in the image."""
 
-    def __post_init__(self) -> None:
-        if self.score not in ("latent", "peak"):
-            raise ValueError(f"score must be 'latent' or 'peak', not {self.score!r}")
 
-
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": {"features": 24, "latent": 64, "score": "peak"},
     "paper": {"features": 64, "latent": 100, "score": "latent"},
 }
@@ -95,10 +94,11 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)
+        result: Tensor = self.layers(z)
+        return result
 
 
-class Generator(nn.Module):
+class GANomalyGenerator(nn.Module):
     """Encoder, decoder, encoder: x → (x̂, z, ẑ)."""
 
     def __init__(self, config: GANomalyConfig):
@@ -115,7 +115,8 @@ class Generator(nn.Module):
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """x → x̂, without encoding it again."""
-        return self.decoder(self.encoder(x)[0])
+        result: Tensor = self.decoder(self.encoder(x)[0])
+        return result
 
 
 class GANomaly(nn.Module):
@@ -129,7 +130,7 @@ class GANomaly(nn.Module):
         super().__init__()
         self.config = config
         self.padded = padded(config.height, config.width, pyramid_depth(config.height, config.width))
-        self.generator = Generator(config)
+        self.generator = GANomalyGenerator(config)
         self.discriminator = Encoder(config, 1)
         init_dcgan(self)
 

@@ -16,7 +16,7 @@ ROOT2 = math.sqrt(2)
 
 
 def pyramid_depth(height: int, width: int, base: int = 4) -> int:
-    """How often an image can be halved before its shorter side falls under `base` pixels."""
+    """Number of downsamplings by 2 before an image's shorter side falls under `base` pixels; at least 1."""
     return max(1, int(math.log2(min(height, width) / base)))
 
 
@@ -40,8 +40,7 @@ def peak(heatmap: Tensor) -> Tensor:
     A defect of a few pixels hardly moves a mean over the image or its latent; it does move the highest value, which
     the blur (of one pixel at least) keeps from being one noisy pixel.
     """
-    smooth = gaussian_blur(heatmap, max(1.0, min(heatmap.shape[2:]) / 64))
-    return smooth.amax((1, 2, 3))
+    return gaussian_blur(heatmap, max(1.0, min(heatmap.shape[2:]) / 64)).amax((1, 2, 3))
 
 
 def init_dcgan(module: nn.Module) -> None:
@@ -57,7 +56,7 @@ def init_dcgan(module: nn.Module) -> None:
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation residual block that keeps, halves (`down`) or doubles (`up`) the resolution.
+    """Pre-activation residual block that downsamples (`down`) or upsamples (`up`) by 2.
 
     As in the ResNets of WGAN-GP (Gulrajani et al. 2017, appendix F): two 3×3 convolutions, mean-pooled or
     nearest-upsampled, with a 1×1 shortcut. `norm` makes the normalisation for a number of channels.
@@ -86,9 +85,11 @@ class ResidualBlock(nn.Module):
             y = F.interpolate(y, scale_factor=2, mode="nearest")
             y = self.conv2(F.relu(self.norm2(self.conv1(y))))
             # A 1×1 convolution commutes with nearest upsampling; before it, it costs a quarter.
-            return y + F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest")
+            upsampled: Tensor = y + F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest")
+            return upsampled
         y = F.avg_pool2d(self.conv2(F.relu(self.norm2(self.conv1(y)))), 2)
-        return y + self.shortcut(F.avg_pool2d(x, 2))
+        downsampled: Tensor = y + self.shortcut(F.avg_pool2d(x, 2))
+        return downsampled
 
 
 class LayerNorm2d(nn.Module):
@@ -123,7 +124,7 @@ class EqualizedLinear(nn.Module):
 
 
 class EqualizedConv2d(nn.Module):
-    """Square convolution with equalised learning rate; `down` low-passes and halves the resolution."""
+    """Square convolution with equalised learning rate; `down` low-passes and downsamples by 2."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool = True, down: bool = False):
         super().__init__()
@@ -136,22 +137,22 @@ class EqualizedConv2d(nn.Module):
         """[N, inputs, h, w] → `scale` times the result [N, outputs, h, w], or [N, outputs, h/2, w/2]."""
         weight = self.weight * (self.gain * scale)
         bias = None if self.bias is None else self.bias * scale
-        if self.kernel == 1:  # where it halves, every other filtered pixel is never looked at
+        if self.kernel == 1:  # downsampling by 2 never looks at every other filtered pixel
             # One matrix product; where channels come last, as fast with one channel as with many.
-            pixels = (halve(x) if self.down else x).permute(0, 2, 3, 1)
+            pixels = (downsample(x) if self.down else x).permute(0, 2, 3, 1)
             return F.linear(pixels, weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
         if not self.down:
             return F.conv2d(x, weight, bias, padding=self.kernel // 2)
         return F.conv2d(low_pass(x, padding=self.kernel // 2 + 1), weight, bias, stride=2)
 
 
-def leaky(x: Tensor) -> Tensor:
+def scaled_leaky_relu(x: Tensor) -> Tensor:
     """Leaky ReLU of slope 0.2 that keeps the second moment (gain √2)."""
     return F.leaky_relu(x, SLOPE) * ROOT2
 
 
-def bend(x: Tensor) -> Tensor:
-    """Leaky ReLU of slope 0.2 without gain, written over x; `leaky(x)` if x was multiplied by √2 on the way."""
+def leaky_relu_(x: Tensor) -> Tensor:
+    """Leaky ReLU of slope 0.2 without gain, in place; equals `scaled_leaky_relu` if x was multiplied by √2 before."""
     return F.leaky_relu_(x, SLOPE)
 
 
@@ -184,22 +185,28 @@ class _LowPass(torch.autograd.Function):
 
 
 def low_pass(x: Tensor, *, padding: int, gain: float = 1.0) -> Tensor:
-    """[N, C, h, w] filtered by [1, 3, 3, 1] between `padding` zeros on each side: 2·padding − 3 pixels more."""
-    return _LowPass.apply(x, (0, 0), 1, padding, gain, False)
+    """Filter [N, C, h, w] by [1, 3, 3, 1] between `padding` zeros on each side: 2·padding − 3 pixels more."""
+    result: Tensor = _LowPass.apply(x, (0, 0), 1, padding, gain, False)
+    return result
 
 
-def halve(x: Tensor) -> Tensor:
-    """[N, C, h, w] → [N, C, h/2, w/2], low-passed by [1, 3, 3, 1]."""
-    return _LowPass.apply(x, (0, 0), 2, 1, 1.0, False)
+def downsample(x: Tensor) -> Tensor:
+    """Downsample by 2, low-passed by [1, 3, 3, 1]: [N, C, h, w] → [N, C, h/2, w/2]."""
+    result: Tensor = _LowPass.apply(x, (0, 0), 2, 1, 1.0, False)
+    return result
 
 
-def double(x: Tensor) -> Tensor:
-    """[N, C, h, w] → [N, C, h·2, w·2], interpolated by [1, 3, 3, 1] (gain 4, for the zeros that it fills)."""
-    return _LowPass.apply(x, (2 * x.shape[2], 2 * x.shape[3]), 2, 1, 4.0, True)
+def upsample(x: Tensor) -> Tensor:
+    """Upsample by 2, interpolated by [1, 3, 3, 1]: [N, C, h, w] → [N, C, 2h, 2w].
+
+    The filter's gain is 4, for the zeros that it fills.
+    """
+    result: Tensor = _LowPass.apply(x, (2 * x.shape[2], 2 * x.shape[3]), 2, 1, 4.0, True)
+    return result
 
 
 class MinibatchStd(nn.Module):
-    """Appends one channel: how much the images of a group differ (Karras et al. 2018, section 3).
+    """Append one channel with the spread of the images of a group (Karras et al. 2018, section 3).
 
     Groups have at most `group` images; where the batch does not divide, they differ by one image in size.
     """

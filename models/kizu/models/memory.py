@@ -1,11 +1,11 @@
-"""A memory of good parts: what an image shows at each place, compared with the nearest of what OK parts ever showed.
+"""A memory of good parts: the features of each patch of an image, compared with the nearest that OK parts showed.
 
 Roth et al., "Towards Total Recall in Industrial Anomaly Detection" (PatchCore), CVPR 2022.
 
 Notable here:
 - Nearest neighbours are a matrix product inside the graph, a piece of the memory at a time; the distance to the one
   that is found is then taken from the difference itself, so that what OK parts show exactly loses no digits.
-- Three levels of a network, each averaged over 3×3 of its own places (equation 3), on the grid of the middle one.
+- Three levels of a network, each averaged over 3×3 of its own patches (equation 3), on the grid of the middle one.
 - A level weighs by how much its features vary over OK parts, not by the network's scale.
 - An image's score is its largest distance (equation 6), and on demand what equation 7 makes of it.
 """
@@ -15,81 +15,74 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from kizu.models.classifier import FINE_BELOW, ClassifierConfig, PlainBlock, ResNetBackbone
+from kizu.models.config import STRICT, Extent
 from kizu.models.gaussian import gaussian_blur
 from kizu.models.layers import pad_to
 from kizu.models.stylegan2 import Discriminator
 
-SELF_SUPERVISED, DISCRIMINATOR = "self-supervised", "discriminator"
-RESNETS = ("resnet18", "resnet34")
-FEATURES = (SELF_SUPERVISED, DISCRIMINATOR, *RESNETS)
-SCORES = ("max", "reweighted")
+ResNet = Literal["resnet18", "resnet34"]
+RESNETS: tuple[ResNet, ...] = get_args(ResNet)
 LEVELS = 3
-PIECE = 256
-"""Places of the memory that are compared at once: bounds the working memory, not the result."""
+CHUNK = 256
+"""Patches of the memory that are compared at once: bounds the working memory, not the result."""
 FLOOR = 0.1
 """Distances are √(d² + c²), c this share of the memory's spread: orders nothing anew, and keeps a score's rounding
 far below the score where a part is exactly as remembered."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MemoryConfig:
-    """What is remembered; `height` and `width` in pixels."""
+    """Shape of the features and of the memory; `height` and `width` in pixels."""
 
-    height: int
-    width: int
-    channels: int
-    features: str = SELF_SUPERVISED
+    height: Extent
+    width: Extent
+    channels: Extent
+    features: Literal["self-supervised", "discriminator"] | ResNet = "self-supervised"
     """`self-supervised`, `discriminator` (of the run's generator), `resnet18` or `resnet34`."""
-    filters: int = 16
+    filters: int = Field(default=16, ge=1)
     """`self-supervised`: channels of its first convolution; 2, 4 and 4 times as many on its levels."""
-    memory: int = 1000
-    """Places of OK parts that are remembered, at most."""
-    dimensions: int = 0
+    memory: int = Field(default=1000, ge=2)
+    """Patches of OK parts that are remembered, at most."""
+    dimensions: int = Field(default=0, ge=0)
     """Features are projected to so many by a fixed Gaussian matrix; 0: not at all."""
-    score: str = "max"
-    """`max`: the largest distance; `reweighted`: that, times how lonely its neighbour in the memory is (equation 7)."""
-    neighbours: int = 9
+    score: Literal["max", "reweighted"] = "max"
+    """`max`: the largest distance; `reweighted`: that, times how far its neighbour in the memory is from others there
+    (equation 7)."""
+    neighbours: int = Field(default=9, ge=2)
     """`reweighted`: how many neighbours of the neighbour count."""
-    blur: float = 0.0
+    blur: float = Field(default=0.0, ge=0)
     """Standard deviation in pixels of the Gaussian that smooths the heatmap; 0: none. It never changes the score."""
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("features", self.features, FEATURES), ("score", self.score, SCORES)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-        for name, least in (("filters", 1), ("memory", 2), ("dimensions", 0), ("neighbours", 2), ("blur", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
     @property
     def stride(self) -> int:
-        """Pixels from place to place: 4, and 8 where the shorter side has at least `FINE_BELOW`."""
+        """Pixels from patch to patch: 4, and 8 where the shorter side has at least `FINE_BELOW`."""
         return 4 if min(self.height, self.width) < FINE_BELOW else 8
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of places."""
+        """Rows and columns of patches."""
         return math.ceil(self.height / self.stride), math.ceil(self.width / self.stride)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "small": {"features": SELF_SUPERVISED},
-    "discriminator": {"features": DISCRIMINATOR},
+    "small": {"features": "self-supervised"},
+    "discriminator": {"features": "discriminator"},
     "resnet18": {"features": "resnet18"},
     "resnet34": {"features": "resnet34"},
 }
 
 
 class Backbone(Protocol):
-    """Where features come from."""
+    """Source of features."""
 
     widths: Sequence[int]
     """Channels of each level."""
@@ -100,7 +93,7 @@ class Backbone(Protocol):
 
 
 class LocalEncoder(nn.Module):
-    """A small residual network whose places see little of the image: levels of 2, 4 and 4 times `filters` channels."""
+    """A small residual network whose patches see little of the image: levels of 2, 4 and 4 times `filters` channels."""
 
     def __init__(self, config: MemoryConfig):
         super().__init__()
@@ -115,7 +108,7 @@ class LocalEncoder(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def levels(self, x: Tensor) -> list[Tensor]:
-        """As `Backbone.levels`."""
+        """See `Backbone.levels`."""
         x = self.stem(x)
         maps = []
         for block in self.blocks:
@@ -132,11 +125,11 @@ class ResNetLevels(nn.Module):
     def __init__(self, config: MemoryConfig):
         super().__init__()
         self.network = ResNetBackbone(
-            ClassifierConfig(config.height, config.width, config.channels, backbone=config.features)
+            ClassifierConfig(config.height, config.width, config.channels, backbone=cast(ResNet, config.features))
         )
 
     def levels(self, x: Tensor) -> list[Tensor]:
-        """As `Backbone.levels`."""
+        """See `Backbone.levels`."""
         return self.network.levels(x)
 
 
@@ -158,18 +151,18 @@ class DiscriminatorLevels(nn.Module):
         first = config.stride // 4 - 1
         self.network = copy.deepcopy(discriminator)
         self.network.blocks = self.network.blocks[: first + LEVELS]
-        # What judges an image as a whole, and compares it with others of its batch, has no places.
-        del self.network.verdict, self.network.mapping
+        # What judges an image as a whole, and compares it with others of its batch, has no patches.
+        del self.network.head, self.network.mapping
         self.first = first
         self.widths = tuple(shape.features(shape.depth - 1 - first - level) for level in range(LEVELS))
 
     def levels(self, x: Tensor) -> list[Tensor]:
-        """As `Backbone.levels`."""
+        """See `Backbone.levels`."""
         return self.network.features(x)[self.first :]
 
 
-class Places(nn.Module):
-    """An image's features at each place of the grid, from the levels of a backbone."""
+class PatchFeatures(nn.Module):
+    """An image's features at each patch of the grid, from the levels of a backbone."""
 
     def __init__(self, config: MemoryConfig, backbone: nn.Module):
         super().__init__()
@@ -183,9 +176,9 @@ class Places(nn.Module):
         maps = cast(Backbone, self.backbone).levels(x)
         fine, middle, coarse = (F.avg_pool2d(m, 3, 1, 1, count_include_pad=False) for m in maps)
         even = pad_to(fine, fine.shape[2] + fine.shape[2] % 2, fine.shape[3] + fine.shape[3] % 2)
-        double = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+        upsampled = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
         # Levels of odd or padded images reach over the grid's lower and right edge.
-        on_grid = [m[:, :, :rows, :columns] for m in (F.avg_pool2d(even, 2), middle, double)]
+        on_grid = [m[:, :, :rows, :columns] for m in (F.avg_pool2d(even, 2), middle, upsampled)]
         return torch.cat(on_grid, 1)
 
 
@@ -196,10 +189,10 @@ def squared_distances(points: Tensor, memory: Tensor, squares: Tensor) -> Tensor
 
 
 class MemoryDetector(nn.Module):
-    """The detector: places of an image, and the memory that they are compared with.
+    """The detector: patches of an image, and the memory that they are compared with.
 
     `forward` maps x [N, C, height, width] in [−1, 1] to score [N] and heatmap [N, 1, height, width], both distances in
-    units of the features' spread. It raises RuntimeError until `weigh` and `remember` have been called, or a state with
+    units of the features' spread. It raises RuntimeError until `fit_gains` and `fill` have been called, or a state with
     a memory loaded.
 
     Args:
@@ -211,52 +204,52 @@ class MemoryDetector(nn.Module):
     centre: Tensor
     bank: Tensor
     squares: Tensor
-    nearby: Tensor
+    neighbours: Tensor
     floor: Tensor
 
     def __init__(self, config: MemoryConfig, backbone: nn.Module, seed: int = 0):
         super().__init__()
         self.config = config
-        self.places = Places(config, backbone)
-        inputs = sum(self.places.widths)
+        self.patches = PatchFeatures(config, backbone)
+        inputs = sum(self.patches.widths)
         self.register_buffer("gains", torch.ones(inputs))
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(inputs, config.dimensions, generator=generator) / math.sqrt(max(1, config.dimensions))
-        self.register_buffer("projection", drawn)
+        sampled = torch.randn(inputs, config.dimensions, generator=generator) / math.sqrt(max(1, config.dimensions))
+        self.register_buffer("projection", sampled)
         width = config.dimensions or inputs
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("bank", torch.zeros(0, width))
         self.register_buffer("squares", torch.zeros(0))
-        self.register_buffer("nearby", torch.zeros(0, 0, dtype=torch.int64))
+        self.register_buffer("neighbours", torch.zeros(0, 0, dtype=torch.int64))
         self.register_buffer("floor", torch.zeros(()))
 
     @torch.no_grad()
-    def weigh(self, features: Tensor) -> None:
+    def fit_gains(self, features: Tensor) -> None:
         """Give each level the same share of the variance, 1 in sum: features [M, sum of widths] of OK parts."""
         gains = []
-        for level in features.split(self.places.widths, dim=1):
+        for level in torch.split(features, list(self.patches.widths), dim=1):
             variance = level.var(0, correction=0).sum()
             gain = (LEVELS * variance).rsqrt() if variance > 0 else torch.ones_like(variance)
             gains.append(gain.expand(level.shape[1]))
         self.gains.copy_(torch.cat(gains))
 
     def embed(self, features: Tensor) -> Tensor:
-        """Weighed and projected, before centring: [M, sum of widths] → [M, D]."""
-        weighed = features * self.gains
-        return weighed @ self.projection if self.config.dimensions else weighed
+        """Weight and project features, before centring: [M, sum of widths] → [M, D]."""
+        weighted = features * self.gains
+        return weighted @ self.projection if self.config.dimensions else weighted
 
     @torch.no_grad()
-    def remember(self, embedded: Tensor) -> None:
-        """Make [K, D], as `embed` gives them, the memory; 1 ≤ K ≤ `config.memory`."""
+    def fill(self, embedded: Tensor) -> None:
+        """Make [K, D], as `embed` gives them, the memory; 1 ≤ K ≤ `config.memory`, else ValueError."""
         if not 1 <= len(embedded) <= self.config.memory:
-            raise ValueError(f"{len(embedded)} places for a memory of 1 to {self.config.memory}")
+            raise ValueError(f"{len(embedded)} patches for a memory of 1 to {self.config.memory}")
         self.centre = embedded.mean(0)
         self.bank = embedded - self.centre
         self.squares = self.bank.square().sum(1)
-        among = torch.cat([squared_distances(p, self.bank, self.squares) for p in self.bank.split(PIECE)])
-        among.fill_diagonal_(-1.0)  # a place is its own nearest, even beside an equal one
-        self.nearby = among.topk(min(self.config.neighbours, len(embedded)), dim=1, largest=False).indices
-        # A memory of one place has no spread; a unit is then as good as any.
+        among = torch.cat([squared_distances(p, self.bank, self.squares) for p in torch.split(self.bank, CHUNK)])
+        among.fill_diagonal_(-1.0)  # a patch is its own nearest, even beside an equal one
+        self.neighbours = among.topk(min(self.config.neighbours, len(embedded)), dim=1, largest=False).indices
+        # A memory of one patch has no spread; a unit is then as good as any.
         spread = self.squares.mean().sqrt()
         self.floor = FLOOR * torch.where(spread > 0, spread, torch.ones_like(spread))
 
@@ -264,45 +257,45 @@ class MemoryDetector(nn.Module):
         if not len(self.bank):
             raise RuntimeError("the memory is empty: it is filled from OK parts after training, before anything scores")
         rows, columns = self.config.grid
-        features = self.places(x).permute(0, 2, 3, 1).flatten(0, 2)
+        features = self.patches(x).permute(0, 2, 3, 1).flatten(0, 2)
         f = self.embed(features) - self.centre
         nearest = self._nearest(f)
         distance = self._distance(f, self.bank.index_select(0, nearest)).reshape(-1, rows * columns)
         score = distance.amax(1)
-        if self.config.score == "reweighted" and self.nearby.shape[1] > 1:
-            score = score * self._loneliness(f, nearest, distance)
+        if self.config.score == "reweighted" and self.neighbours.shape[1] > 1:
+            score = score * self._reweighting(f, nearest, distance)
         heatmap = distance.reshape(-1, 1, rows, columns)
         heatmap = F.interpolate(heatmap, scale_factor=float(self.config.stride), mode="bilinear", align_corners=False)
         return score, gaussian_blur(heatmap[:, :, : x.shape[2], : x.shape[3]], self.config.blur)
 
     def _nearest(self, f: Tensor) -> Tensor:
-        """Which place of the memory is nearest: [M, D] → [M]; ‖f‖², the same for all, is left out."""
+        """Index of the nearest patch of the memory: [M, D] → [M]; ‖f‖², the same for all, is left out."""
         found: tuple[Tensor, Tensor] | None = None
-        for start in range(0, len(self.bank), PIECE):
-            piece = slice(start, start + PIECE)
+        for start in range(0, len(self.bank), CHUNK):
+            piece = slice(start, start + CHUNK)
             ranks = torch.addmm(self.squares[piece], f, self.bank[piece].T, alpha=-2.0)
-            least, place = ranks.topk(1, dim=1, largest=False)
+            least, index = ranks.topk(1, dim=1, largest=False)
             if found is None:
-                found = least, place
+                found = least, index
                 continue
             closer = least < found[0]
-            found = torch.where(closer, least, found[0]), torch.where(closer, place + start, found[1])
+            found = torch.where(closer, least, found[0]), torch.where(closer, index + start, found[1])
         assert found is not None
         return found[1][:, 0]
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         return ((a - b).square().sum(-1) + self.floor.square()).sqrt()
 
-    def _loneliness(self, f: Tensor, nearest: Tensor, distance: Tensor) -> Tensor:
+    def _reweighting(self, f: Tensor, nearest: Tensor, distance: Tensor) -> Tensor:
         """1 − exp(d(m*)) / Σ exp(d(m)) over the neighbours m of m*, itself the first of them (equation 7): [N]."""
         worst = distance.argmax(1)
-        place = worst + torch.arange(distance.shape[0], device=f.device) * distance.shape[1]
-        around = self.bank[self.nearby[nearest[place]]]
-        return 1 - torch.softmax(self._distance(f[place][:, None], around), 1)[:, 0]
+        index = worst + torch.arange(distance.shape[0], device=f.device) * distance.shape[1]
+        around = self.bank[self.neighbours[nearest[index]]]
+        return 1 - torch.softmax(self._distance(f[index][:, None], around), 1)[:, 0]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """A state may hold any number of places."""
-        for name in ("bank", "squares", "nearby"):
+        """A state may hold any number of patches."""
+        for name in ("bank", "squares", "neighbours"):
             given, own = state_dict.get(prefix + name), getattr(self, name)
             if given is not None and len(given) <= self.config.memory and given.ndim == own.ndim:
                 setattr(self, name, own.new_zeros(given.shape))

@@ -54,7 +54,7 @@ class OperatingPoint(BaseModel):
 
     @property
     def certified(self) -> bool:
-        """Whether the recipe's own target is what the threshold is certified for."""
+        """True if the threshold is certified for the recipe's own target."""
         return self.basis == "certified"
 
     def verdict(self, score: float) -> Verdict:
@@ -195,7 +195,7 @@ def _above_share(ok: NDArray[np.float32], share: float, tolerance: float) -> np.
     """The smallest value that at least `share` of the scores stay below, or a little more where tolerance asks."""
     passed = min(max(math.ceil(share * ok.size - 1e-9), 1), ok.size)
     highest = ok[passed - 1]
-    above = np.nextafter(highest, np.float32(np.inf), dtype=np.float32)
+    above: np.float32 = np.nextafter(highest, np.float32(np.inf), dtype=np.float32)
     if not tolerance:
         return above
     roomy = np.float32(highest + 4 * tolerance * _size(highest, ok))
@@ -220,7 +220,7 @@ def _settle(threshold: np.float32, scores: NDArray[np.float32], tolerance: float
 
 
 def median_size(scores: NDArray[np.float32]) -> float:
-    """What differences are relative to where a score is smaller: median |s|, or 0 for no scores.
+    """Median |s|, or 0 for no scores: the size that differences of smaller scores are relative to.
 
     A logit or a rank may be 0, but its rounding is not.
     """
@@ -228,7 +228,7 @@ def median_size(scores: NDArray[np.float32]) -> float:
 
 
 def _size(value: np.float32, scores: NDArray[np.float32]) -> float:
-    """What a tolerance is relative to."""
+    """Size that a tolerance is relative to."""
     return max(abs(float(value)), median_size(scores))
 
 

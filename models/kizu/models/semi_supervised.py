@@ -14,34 +14,31 @@ Notable here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from kizu.models import classifier
 from kizu.models.classifier import ClassifierConfig, lse_pool, make_backbone, mean_over_views, topk_pool
+from kizu.models.config import STRICT, Fixed
 from kizu.models.layers import init_dcgan, padded, pyramid_depth
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SemiSupervisedConfig(ClassifierConfig):
     """Shape of the two networks; backbone and pools are the classifier's."""
 
-    real_classes: int = 2
+    real_classes: Annotated[int, Fixed()] = Field(default=2, ge=2)
     """K: OK and at least one NG."""
-    latent: int = 64
+    latent: int = Field(default=64, ge=1)
     """Length of the generator's z."""
-    generator_features: int = 16
+    generator_features: int = Field(default=16, ge=1)
     """Generator: channels at full resolution; twice as many at each halving, up to 8 times."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.real_classes < 2:
-            raise ValueError(f"real_classes must be at least 2, not {self.real_classes}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -49,12 +46,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def ng_odds(logits: Tensor) -> Tensor:
+def ng_log_odds(logits: Tensor) -> Tensor:
     """log (P(NG) / P(OK)) among the real classes: lse of the NG logits − OK's, [N, K, …] → [N, …]."""
     return torch.logsumexp(logits[:, 1:], 1) - logits[:, 0]
 
 
-class Discriminator(nn.Module):
+class SemiSupervisedDiscriminator(nn.Module):
     """The K real classes' logits, and the detector that they make.
 
     `forward` maps x [N, C, height, width] in [−1, 1] to score [N], a·(log-odds NG : OK) + b, and heatmap [N, 1, height,
@@ -76,20 +73,22 @@ class Discriminator(nn.Module):
         self.register_buffer("offset", torch.zeros(()))
 
     def penultimate(self, x: Tensor) -> Tensor:
-        """What the logits are made of, as a mean over the places: [N, C, H, W] → [N, F]."""
-        return self.backbone(x).mean((2, 3))
+        """Mean over the map of the features that the logits are made of: [N, C, H, W] → [N, F]."""
+        result: Tensor = self.backbone(x).mean((2, 3))
+        return result
 
-    def places(self, x: Tensor) -> Tensor:
-        """Each place's logits of the real classes: [N, C, H, W] → [N, K, h', w']."""
-        return self.head(self.backbone(x))
+    def logits(self, x: Tensor) -> Tensor:
+        """Map of logits of the real classes: [N, C, H, W] → [N, K, h', w']."""
+        result: Tensor = self.head(self.backbone(x))
+        return result
 
-    def pooled(self, places: Tensor) -> Tensor:
-        """The image's logits [N, K] of its places' [N, K, h', w'].
+    def pooled(self, logits: Tensor) -> Tensor:
+        """Logits [N, K] of images from their maps [N, K, h', w'].
 
-        OK is the mean over the places; NG class k is that + the pool of l_k − l_OK over the places.
+        OK is the mean over the map; NG class k is that + the pool of l_k − l_OK over the map.
         """
-        ok, classes = places[:, :1], places.shape[1] - 1
-        odds = (places[:, 1:] - ok).flatten(0, 1)[:, None]
+        ok, classes = logits[:, :1], logits.shape[1] - 1
+        odds = (logits[:, 1:] - ok).flatten(0, 1)[:, None]
         if self.config.pool == "lse":
             pooled = lse_pool(odds, self.config.lse_temperature)
         else:
@@ -103,8 +102,8 @@ class Discriminator(nn.Module):
         return score * self.slope + self.offset, heatmap * self.slope + self.offset
 
     def _detect(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        places = self.places(x)
-        return ng_odds(self.pooled(places)), ng_odds(places)[:, None]
+        logits = self.logits(x)
+        return ng_log_odds(self.pooled(logits)), ng_log_odds(logits)[:, None]
 
 
 class UpBlock(nn.Module):
@@ -119,7 +118,7 @@ class UpBlock(nn.Module):
         return F.relu(self.norm(self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))))
 
 
-class Generator(nn.Module):
+class SemiSupervisedGenerator(nn.Module):
     """z [N, latent] ~ N(0, I) → image [N, C, height, width] in [−1, 1]; what is too much of it is cropped.
 
     A DCGAN (Radford et al. 2016) whose transposed convolutions are upsampling and convolution.

@@ -17,56 +17,59 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from kizu.models.config import STRICT, Extent, Fixed
 from kizu.models.layers import (
     ROOT2,
     SLOPE,
     EqualizedConv2d,
     EqualizedLinear,
     MinibatchStd,
-    bend,
-    double,
-    leaky,
+    leaky_relu_,
     low_pass,
     pad_to,
     padded,
     pyramid_depth,
+    scaled_leaky_relu,
+    upsample,
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class StyleGAN2Config:
     """Shape of a StyleGAN2; `height` and `width` in pixels, `classes` 0 for an unconditional one."""
 
-    height: int
-    width: int
-    channels: int
-    classes: int = 0
-    latent: int = 512
+    height: Extent
+    width: Extent
+    channels: Extent
+    classes: Annotated[int, Fixed()] = Field(default=0, ge=0)
+    latent: int = Field(default=512, ge=1)
     """Length of z and of w."""
-    mapping_layers: int = 8
-    capacity: int = 16384
+    mapping_layers: int = Field(default=8, ge=0)
+    """Layers from z to w."""
+    capacity: int = Field(default=16384, ge=1)
     """Channels at a resolution r are capacity / r … (fmaps · 32768 of the paper's code)"""
-    max_channels: int = 512
+    max_channels: int = Field(default=512, ge=1)
     """… but no more than this."""
-    group: int = 4
+    group: int = Field(default=4, ge=1)
     """Images per group of the minibatch standard deviation."""
 
-    def __post_init__(self) -> None:
-        for name in ("channels", "latent", "capacity", "max_channels", "group"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+    @model_validator(mode="after")
+    def _images_have_16_pixels(self) -> Self:
         if min(self.height, self.width) < 16:
             raise ValueError(f"images of {self.width}×{self.height} pixels are smaller than 16")
+        return self
 
     @property
     def depth(self) -> int:
-        """How often the resolution doubles."""
+        """Number of upsamplings by 2."""
         return pyramid_depth(self.height, self.width)
 
     @property
@@ -77,11 +80,11 @@ class StyleGAN2Config:
 
     @property
     def layers(self) -> int:
-        """How many w the synthesis network takes: 2·log₂(r) − 2."""
+        """Number of w that the synthesis network takes: 2·log₂(r) − 2."""
         return 2 * self.depth + 2
 
     def features(self, level: int) -> int:
-        """Channels after `level` doublings."""
+        """Channels after `level` upsamplings."""
         return max(1, min(self.capacity // (4 << level), self.max_channels))
 
 
@@ -129,7 +132,7 @@ class Mapping(nn.Module):
                 parts.append(normalise(self.embedding(one_hot)))
             w = torch.cat(parts, 1)
             for layer in self.layers:
-                w = leaky(layer(w))
+                w = scaled_leaky_relu(layer(w))
         if track:
             self.average.lerp_(w.detach().mean(0), 0.005)
         return w
@@ -165,7 +168,7 @@ class ModulatedConv(nn.Module):
             y = F.conv2d(y, self.weight, padding=1)
         # Every summand carries the activation's gain.
         y = (y * (d * ROOT2)[:, :, None, None].to(y.dtype)).add_((self.bias * ROOT2)[:, None, None].to(y.dtype))
-        return bend(self._add_noise(y, noise))
+        return leaky_relu_(self._add_noise(y, noise))
 
     def _add_noise(self, y: Tensor, noise: Noise) -> Tensor:
         size = (1, *y.shape[2:])
@@ -198,7 +201,8 @@ class ToImage(nn.Module):
         # A matrix for each image: the modulated x, as large as x, need not be written down.
         y = x.permute(0, 2, 3, 1).flatten(1, 2) @ (self.weight[:, :, 0, 0] * s[:, None]).transpose(1, 2)
         y = (y.float() + self.bias).view(len(x), *x.shape[2:], -1)
-        return y.permute(0, 3, 1, 2)
+        result: Tensor = y.permute(0, 3, 1, 2)
+        return result
 
 
 class Synthesis(nn.Module):
@@ -227,9 +231,10 @@ class Synthesis(nn.Module):
             x = self.convs[2 * level - 1](x, ws[:, 2 * level - 1], noise)
             x = self.convs[2 * level](x, ws[:, 2 * level], noise)
             with torch.autocast(x.device.type, enabled=False):
-                image = double(image)
+                image = upsample(image)
             image = image + self.to_image[level](x, ws[:, 2 * level + 1])
-        return image[:, :, : self.config.height, : self.config.width]
+        result: Tensor = image[:, :, : self.config.height, : self.config.width]
+        return result
 
 
 class Generator(nn.Module):
@@ -245,7 +250,8 @@ class Generator(nn.Module):
         self, z: Tensor, classes: Tensor | None = None, *, truncation: float = 1.0, noise: Noise = "random"
     ) -> Tensor:
         """z [N, latent], class numbers [N] → images [N, C, H, W]."""
-        return self.synthesis(self.styles(self.mapping(z, classes), truncation), noise)
+        result: Tensor = self.synthesis(self.styles(self.mapping(z, classes), truncation), noise)
+        return result
 
     def styles(self, w: Tensor, truncation: float = 1.0, cutoff: int | None = None) -> Tensor:
         """w [N, latent] → one w per layer [N, layers, latent]; ψ < 1 pulls the first `cutoff` (all) to the mean w."""
@@ -269,7 +275,7 @@ def mix(ws: Tensor, other: Tensor, probability: float) -> Tensor:
 
 
 class ResidualDown(nn.Module):
-    """Two 3×3 convolutions, the second halving the resolution, beside a 1×1 shortcut; variance kept by √½."""
+    """Two 3×3 convolutions, the second downsampling by 2, and a 1×1 shortcut; variance kept by √½."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -280,11 +286,12 @@ class ResidualDown(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs, h, w] → [N, outputs, h/2, w/2]."""
         # √½ of the sum and √2 of the activations are taken by the convolutions.
-        y = bend(self.conv2(bend(self.conv1(x, ROOT2))))
-        return y + self.shortcut(x, 1 / ROOT2)
+        y = leaky_relu_(self.conv2(leaky_relu_(self.conv1(x, ROOT2))))
+        result: Tensor = y + self.shortcut(x, 1 / ROOT2)
+        return result
 
 
-class Verdict(nn.Module):
+class DiscriminatorHead(nn.Module):
     """The discriminator's last layers: minibatch statistic, convolution, and one logit (or a projection's vector)."""
 
     def __init__(self, features: int, size: tuple[int, int], outputs: int, group: int):
@@ -297,8 +304,9 @@ class Verdict(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, features, h, w] → [N, outputs], in fp32."""
         with torch.autocast(x.device.type, enabled=False):
-            x = bend(self.conv(self.statistic(x.float()), ROOT2))
-            return self.out(leaky(self.dense(x.flatten(1))))
+            x = leaky_relu_(self.conv(self.statistic(x.float()), ROOT2))
+            result: Tensor = self.out(scaled_leaky_relu(self.dense(x.flatten(1))))
+            return result
 
 
 class Discriminator(nn.Module):
@@ -310,15 +318,16 @@ class Discriminator(nn.Module):
         features = [config.features(level) for level in range(config.depth + 1)]
         self.from_image = EqualizedConv2d(config.channels, features[-1], 1)
         self.blocks = nn.ModuleList(ResidualDown(features[k], features[k - 1]) for k in range(config.depth, 0, -1))
-        self.verdict = Verdict(features[0], config.base, features[0] if config.classes else 1, config.group)
+        self.head = DiscriminatorHead(features[0], config.base, features[0] if config.classes else 1, config.group)
         self.mapping = Mapping(0, features[0], config.classes, config.mapping_layers) if config.classes else None
 
     def forward(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
         """Images [N, C, H, W], class numbers [N] → logits [N] in fp32."""
-        y = self.verdict(self.features(images)[-1])
+        y: Tensor = self.head(self.features(images)[-1])
         if self.mapping is None:
             return y[:, 0]
-        return (y * self.mapping(None, classes)).sum(1) / math.sqrt(y.shape[1])
+        projection: Tensor = (y * self.mapping(None, classes)).sum(1) / math.sqrt(y.shape[1])
+        return projection
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The map after each block, finest first: [N, features, H/2, W/2], …"""
@@ -335,6 +344,6 @@ class Discriminator(nn.Module):
         yield self.from_image
         for block in self.blocks:
             yield from block.children()
-        yield self.verdict
+        yield self.head
         if self.mapping is not None:
             yield self.mapping

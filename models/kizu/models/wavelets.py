@@ -22,7 +22,7 @@ STRIDE = 4
 FAINT = 1 / 30
 """Moduli well under this (about four of 256 grey levels) count linearly, those over it by their logarithm."""
 SMALLEST = 1e-5
-"""Of (m / FAINT)², so that its root has a gradient; exporters take what is added under 1e-8 for nothing."""
+"""Added to (m / FAINT)², so that its root has a gradient; exporters drop what is added under 1e-8."""
 
 
 def morlet(scale: float, angle: float) -> Tensor:

@@ -86,7 +86,7 @@ def test_only_the_networks_differ(tmp_path):
     kizu, plain = (loop.method.networks.state_dict() for loop in loops)
     assert kizu.keys() == plain.keys()
     assert isinstance(loops[1].method.networks["G"], plain_stylegan2.Generator)
-    for name in ("G.synthesis.to_image.2.bias", "D.verdict.out.weight", "G.mapping.average", "path_length.mean"):
+    for name in ("G.synthesis.to_image.2.bias", "D.head.out.weight", "G.mapping.average", "path_length.mean"):
         torch.testing.assert_close(kizu[name], plain[name], rtol=2e-2, atol=2e-4)
 
 

@@ -156,7 +156,7 @@ def test_options_out_of_range_are_refused_by_name(options):
 def test_an_option_of_another_detector_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match="latent") as found:
         make(latent=8)
-    assert "segmentation_features" in str(found.value.remedy)
+    assert "segmentation_features" in found.value.problem
 
 
 def test_draem_separates_boards_after_seconds_on_ok_parts_alone(auroc_on_unseen, tmp_path):

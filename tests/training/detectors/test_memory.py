@@ -22,7 +22,7 @@ from kizu.training.data.manifest import OK
 from kizu.training.data.render import render_boards
 from kizu.training.detectors import create_detector
 from kizu.training.detectors import memory as module
-from kizu.training.detectors.memory import balanced_bce, farthest_points, on_places, pasted
+from kizu.training.detectors.memory import balanced_bce, farthest_points, pasted, patch_targets
 from kizu.training.generators.stylegan2_ada import StyleGAN2ADAConfig, StyleGAN2ADAMethod
 from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.loop import Interrupted, LoopSettings, TrainingLoop
@@ -114,7 +114,7 @@ def test_what_is_pasted_is_one_rectangle_of_the_neighbour():
 def test_a_place_is_pasted_if_any_of_its_pixels_is():
     masks = torch.zeros(1, 1, 33, 47)
     masks[0, 0, 32, 5] = masks[0, 0, 3, 46] = 1
-    found = on_places(masks, MemoryConfig(33, 47, 1))
+    found = patch_targets(masks, MemoryConfig(33, 47, 1))
     assert found.shape == (1, 1, 9, 12)
     assert torch.nonzero(found[0, 0]).tolist() == [[0, 11], [8, 1]]
 
@@ -194,9 +194,9 @@ def test_resnets_need_a_file_of_weights_and_train_nothing(boards, tmp_path):
     network = models.resnet18(weights=None)
     torch.save(network.state_dict(), tmp_path / "resnet18.pth")
     method = method_of(section_of("resnet18", weights=str(tmp_path / "resnet18.pth"), memory=60))
-    loaded = method.detector().places.backbone.network.state_dict()
+    loaded = method.detector().patches.backbone.network.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in network.state_dict().items() if name in loaded)
-    assert "448 features at each of 8×8 places" in method.notes[0]
+    assert "448 features at each of 8×8 patches" in method.notes[0]
     assert not method.uses_unlabelled
     training = set_of(boards)
     loop = loop_of(method, training, tmp_path / "run")
@@ -228,7 +228,7 @@ def test_features_of_the_runs_discriminator_are_its_own(boards, tmp_path, spectr
     training = set_of(boards)
     x = training.batches.next().images
     with torch.no_grad():
-        for ours, theirs in zip(method.detector().places.backbone.levels(x), discriminator.features(x), strict=True):
+        for ours, theirs in zip(method.detector().patches.backbone.levels(x), discriminator.features(x), strict=True):
             torch.testing.assert_close(ours, theirs)
         assert method.stages(48) == []
         method.finish(training)
@@ -265,8 +265,8 @@ def test_without_a_generator_that_fits_there_is_no_discriminator(tmp_path):
 
 
 def test_unknown_options_and_values_are_refused_by_name():
-    with pytest.raises(UserError, match="places"):
-        method_of(section_of(places=3))
+    with pytest.raises(UserError, match="patches"):
+        method_of(section_of(patches=3))
     with pytest.raises(UserError, match="memory"):
         method_of(section_of(memory=1))
 

@@ -135,20 +135,23 @@ def test_what_a_recipe_leaves_out_is_the_paper_s():
     [
         ({"kind": "stylegan9"}, "Unknown generator 'stylegan9'"),
         ({"preset": "huge"}, "Unknown preset 'huge'"),
-        ({"options": {"lattent": 5}}, "Unknown option lattent"),
-        ({"options": {"height": 5}}, "Unknown option height"),
-        ({"options": {"batch_size": 5}}, "Unknown option batch_size"),
+        ({"options": {"lattent": 5}}, "unknown key 'generator.options.lattent': did you mean 'latent'"),
+        ({"options": {"height": 5}}, "unknown key 'generator.options.height'"),
+        ({"options": {"batch_size": 5}}, "unknown key 'generator.options.batch_size'"),
         ({"options": {"latent": 0}}, "latent must be at least 1"),
         ({"options": {"latent": 2.5}}, "latent must be a whole number"),
-        ({"options": {"loss": "minimax"}}, "loss must be one of non-saturating"),
+        (
+            {"options": {"loss": "minimax"}},
+            "loss must be 'non-saturating', 'hinge', 'lsgan' or 'wgan-gp', not 'minimax'",
+        ),
         ({"options": {"loss": "wgan-gp", "spectral_norm": True}}, "both bound D's slope"),
         ({"options": {"critic_updates": 0}}, "critic_updates must be at least 1"),
         ({"options": {"r1_every": 0}}, "r1_every must be at least 1"),
-        ({"options": {"r1": -1}}, "r1 must not be negative"),
-        ({"options": {"style_mixing": 1.5}}, "style_mixing must be between 0 and 1"),
-        ({"options": {"ada_limit": 1.5}}, "ada_limit must be between 0 and 1"),
-        ({"options": {"ada_kimg": 0}}, "ada_kimg must be positive"),
-        ({"augmentations": {"blur": True}}, "Unknown option blur"),
+        ({"options": {"r1": -1}}, "r1 must be at least 0, not -1"),
+        ({"options": {"style_mixing": 1.5}}, "style_mixing must be at most 1, not 1.5"),
+        ({"options": {"ada_limit": 1.5}}, "ada_limit must be at most 1, not 1.5"),
+        ({"options": {"ada_kimg": 0}}, "ada_kimg must be greater than 0, not 0"),
+        ({"augmentations": {"blur": True}}, "unknown key 'generator.augmentations.blur'"),
         ({"freeze_discriminator": 14}, "at most 13, not 14"),
     ],
 )
@@ -277,7 +280,7 @@ def test_layers_are_counted_as_the_image_passes_them(make_method):
     wanted = [network.from_image]
     for block in network.blocks:
         wanted += [block.conv1, block.conv2, block.shortcut]
-    assert list(network.layers()) == [*wanted, network.verdict, network.mapping]
+    assert list(network.layers()) == [*wanted, network.head, network.mapping]
     assert {id(p) for layer in network.layers() for p in layer.parameters()} == {id(p) for p in network.parameters()}
 
 

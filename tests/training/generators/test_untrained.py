@@ -177,11 +177,13 @@ def test_cutpaste_pastes_the_image_s_own_pixels(materials):
 @pytest.mark.parametrize(
     ("config", "changes", "problem"),
     [
-        (CutPasteConfig, {"smallest": 0.2}, "smallest ≤ largest"),
-        (CutPasteConfig, {"scars": 2.0}, "between 0 and 1"),
-        (PoissonConfig, {"patches": "all"}, "one of ok, ng"),
-        (PerlinConfig, {"faintest": 0.0}, "faintest ≤ boldest"),
-        (ClassicConfig, {"shift": 0.9}, "shift must lie between"),
+        (CutPasteConfig, {"smallest": 0.2}, "smallest must be at most largest, 0.15, not 0.2"),
+        (CutPasteConfig, {"scars": 2.0}, r"scars\s+Input should be less than or equal to 1"),
+        (PoissonConfig, {"patches": "all"}, r"patches\s+Input should be 'ok' or 'ng'"),
+        (PerlinConfig, {"faintest": 0.0}, r"faintest\s+Input should be greater than 0"),
+        (PerlinConfig, {"boldest": 0.05}, "faintest must be at most boldest, 0.05, not 0.1"),
+        (PoissonConfig, {"smallest": 0.2}, "smallest must be at most largest, 0.15, not 0.2"),
+        (ClassicConfig, {"shift": 0.9}, r"shift\s+Input should be less than or equal to 0\.5"),
     ],
 )
 def test_values_out_of_range_are_refused(config, changes, problem):

@@ -12,6 +12,8 @@ from kizu.files import atomic_file
 
 FORMAT = 1
 FILE = "checkpoint.pt"
+RENAMED = {"D.verdict.": "D.head."}
+"""Networks' parts that older checkpoints, which `generator.start_from` may name, hold under another name."""
 
 
 def save(folder: Path, state: dict[str, Any]) -> Path:
@@ -38,4 +40,13 @@ def load(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} cannot be read: {error}", "Remove the file to start the run again.") from error
     if state.get("format") != FORMAT:
         raise UserError(f"{path} has checkpoint format {state.get('format')}, not {FORMAT}.", "Update Kizu.")
+    if "networks" in state:
+        state["networks"] = {_renamed(name): value for name, value in state["networks"].items()}
     return state
+
+
+def _renamed(name: str) -> str:
+    for old, new in RENAMED.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name

@@ -1,11 +1,10 @@
-"""The recipe: what is inspected and how, as a TOML file.
+"""The recipe: product, images, generator and detector, as a TOML file.
 
 Unknown keys are errors that name the nearest known one; every section but `[detector]` may be left out.
 """
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,21 +13,28 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
+from kizu.training import options
 
-Rate = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Pixels = Annotated[int, Field(ge=32, le=1024)]
+Size = Pixels | Annotated[tuple[Pixels, Pixels], Field(strict=False)]
+"""A side, or [height, width]; TOML and JSON have no tuples."""
+Option = bool | int | float | str
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ImageSection(_Section):
-    """`[image]`: what the detector sees."""
+    """`[image]`: the images that the detector sees."""
 
-    size: Pixels | tuple[Pixels, Pixels] = 64
+    size: Size = 64
     """Pixels the detector sees: a side, or [height, width]."""
     channels: Literal[1, 3] = 3
+    """1 (grey) or 3 (RGB); images of the other kind are converted."""
     tile: int | None = Field(default=None, ge=16)
     """Inspect in square tiles of this many source pixels; left out: the whole image is resized to `size`."""
     stride: int | None = Field(default=None, ge=1)
@@ -46,14 +52,14 @@ class ImageSection(_Section):
 
     @property
     def geometry(self) -> InputGeometry:
-        """The same, as the bundle states it."""
+        """The geometry that the bundle states."""
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
         stride = None if self.tile is None else self.stride or max(1, self.tile * 3 // 4)
         return InputGeometry(height=height, width=width, channels=self.channels, tile=self.tile, stride=stride)
 
 
 class GeneratorSection(_Section):
-    """`[generator]`: how synthetic NG are made; left out: none are.
+    """`[generator]`: synthetic NG; left out: none are made.
 
     `kind`, `count`, `filter`, `keep` and `options` are of every kind, the other keys of `stylegan2-ada` alone.
     """
@@ -61,13 +67,14 @@ class GeneratorSection(_Section):
     kind: str
     """`stylegan2-ada`; or `classic`, `cutpaste`, `poisson` or `perlin`, which do not train."""
     preset: str = "small"
+    """Width of the networks."""
     kimg: float = Field(default=200, gt=0)
     """Thousands of real images shown to the discriminator."""
     count: int = Field(default=2000, ge=1)
     """Synthetic NG to make."""
     truncation: float = Field(default=1.0, ge=0, le=1)
     """ψ: below 1, images are more typical and less varied."""
-    size: Pixels | tuple[Pixels, Pixels] | None = None
+    size: Size | None = None
     """Pixels of the images that it draws; left out: the detector's."""
     crop: int | None = Field(default=None, ge=16)
     """Side of the window around each defect in source pixels; left out: the detector's tile, or its size."""
@@ -82,7 +89,7 @@ class GeneratorSection(_Section):
     discriminator_learning_rate: float | None = Field(default=None, gt=0)
     """Left out: the generator's; otherwise two time scales (TTUR)."""
     augment: Literal["ada", "diffaugment", "none"] = "ada"
-    """How the discriminator is kept from learning few images by heart."""
+    """Augmentation that keeps the discriminator from memorising few images."""
     augmentations: dict[str, bool] = {}
     """Single transformations of ADA, on or off: a flip or a change of brightness can make or hide a defect."""
     start_from: str | None = None
@@ -94,7 +101,7 @@ class GeneratorSection(_Section):
     inception: str | None = None
     """File with Inception weights for KID and FID; left out: features learned from the recipe's own images."""
     measurements: int = Field(default=8, ge=0)
-    """How often in the run the images are measured."""
+    """Number of times in the run that the images are measured."""
     placed: bool = False
     """Put the defects that it draws into real OK images, with their masks; left out: its crops are the synthetic NG."""
     filter: Literal["none", "discriminator", "classifier"] = "none"
@@ -102,7 +109,7 @@ class GeneratorSection(_Section):
     most sure of as NG."""
     keep: float | None = Field(default=None, gt=0, le=1)
     """Share that a filter keeps of each defect class; left out: half."""
-    options: dict[str, bool | int | float | str] = {}
+    options: dict[str, Option] = {}
     """Fields of the method's own configuration, for instance `latent`, `r1` or `loss`."""
 
     @property
@@ -112,26 +119,31 @@ class GeneratorSection(_Section):
 
 
 class DetectorSection(_Section):
-    """`[detector]`: how images are scored."""
+    """`[detector]`: the method that scores images."""
 
     kind: str
+    """Name of the method."""
     preset: str = "small"
+    """Name of a set of option values."""
     epochs: int = Field(default=20, ge=1)
     """Passes over the training images (for methods in several stages: in each)."""
     batch_size: int = Field(default=32, ge=2)
+    """Images per update."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Left out: the paper's."""
-    options: dict[str, int | float | str] = {}
+    options: dict[str, Option] = {}
     """Fields of the method's own configuration, for instance `features`, `latent` or `score`."""
 
 
 class AugmentSection(_Section):
-    """`[augment]`: how training images are altered, for detectors that bear it."""
+    """`[augment]`: changes to training images, for detectors that bear it."""
 
     flip_horizontal: bool = False
     """Off, as the other flip and turns: each can make or hide a defect."""
     flip_vertical: bool = False
+    """Mirror upside down."""
     quarter_turns: bool = False
+    """Turn by multiples of 90°."""
     shift: float = Field(default=0.03, ge=0, le=0.5)
     """Most that an image moves, as a share of its side; 0: not at all."""
     scale: float = Field(default=0.0, ge=0, le=1)
@@ -147,9 +159,12 @@ class AugmentSection(_Section):
 class SplitsSection(_Section):
     """`[splits]`: shares of the images that go to training, calibration and test."""
 
-    train: Rate = 0.6
-    calibration: Rate = 0.2
-    test: Rate = 0.2
+    train: Share = 0.6
+    """Share that trains."""
+    calibration: Share = 0.2
+    """Share that fixes the threshold."""
+    test: Share = 0.2
+    """Share that is reported once."""
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> SplitsSection:
@@ -163,30 +178,44 @@ class SplitsSection(_Section):
         return self.train, self.calibration, self.test
 
 
+def _as_tuple(detector: object) -> object:
+    """One section, or an array of them as TOML and JSON give it, as a tuple; anything else as it is."""
+    if isinstance(detector, (dict, DetectorSection)):
+        return (detector,)
+    return tuple(detector) if isinstance(detector, list) else detector
+
+
 class Recipe(_Section):
     """A recipe; `[detector]` once, or `[[detector]]` for each of several whose scores are combined."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    """What the service's `?recipe=` asks for."""
+    """Name that the service's `?recipe=` asks for."""
     dataset: str
     """A manifest folder, relative to the recipe's folder or the working directory."""
-    target_fnr: Rate = 0.01
-    confidence: Rate = 0.95
-    target_specificity: Rate = 0.99
+    target_fnr: Share = 0.01
+    """Share of NG parts that may pass."""
+    confidence: Share = 0.95
+    """Certainty of that statement."""
+    target_specificity: Share = 0.99
     """Fixes the threshold only where no real NG is left for calibration."""
     review_band: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Share of OK parts, next below the threshold, that people look at as well."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of splits, initial weights and the order of images."""
     image: ImageSection = ImageSection()
+    """The images that the detector sees."""
     splits: SplitsSection = SplitsSection()
+    """Shares of training, calibration and test."""
     generator: GeneratorSection | None = None
+    """Synthetic NG; left out: none are made."""
     detector: Annotated[
         tuple[DetectorSection, ...],
-        BeforeValidator(lambda given: (given,) if isinstance(given, (dict, DetectorSection)) else given),
+        BeforeValidator(_as_tuple),
         Field(min_length=1, max_length=8),
     ]
+    """The method that scores; several are combined."""
     combine: Literal["mean", "max"] = "mean"
-    """Of several detectors: the mean or the maximum of their scores' ranks."""
+    """Combination of several detectors: the mean or the maximum of their scores' ranks."""
     augment: AugmentSection | None = None
     """Left out: the defaults, for detectors that alter their images."""
 
@@ -211,47 +240,36 @@ def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
-        raise UserError(f"{where} is not a valid recipe:\n  " + "\n  ".join(dict.fromkeys(lines))) from error
+        lines = options.explain(error, known_keys)
+        raise UserError(f"{where} is not a valid recipe:\n  " + "\n  ".join(lines)) from error
 
 
 def find_dataset(recipe: Recipe, recipe_path: Path) -> Path:
-    """The data set's folder: relative to the recipe first, then to the working directory.
+    """Return the data set's folder: relative to the recipe first, then to the working directory.
 
     Raises:
         UserError: neither exists.
     """
-    beside, here = recipe_path.parent / recipe.dataset, Path(recipe.dataset)
-    for candidate in (beside, here):
+    of_recipe, here = recipe_path.parent / recipe.dataset, Path(recipe.dataset)
+    for candidate in (of_recipe, here):
         if candidate.is_dir():
             return candidate
     raise UserError(
-        f"The data set '{recipe.dataset}' of {recipe_path} is neither at {beside} nor at {here.resolve()}.",
+        f"The data set '{recipe.dataset}' of {recipe_path} is neither at {of_recipe} nor at {here.resolve()}.",
         "Import it first (kizu import --help), or correct `dataset` in the recipe.",
     )
 
 
-def _explain(location: tuple[int | str, ...], kind: str, message: str, value: object) -> str:
-    key = ".".join(str(part) for part in location if isinstance(part, str) and not part.startswith(("int", "tuple")))
-    if kind == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
-        return f"unknown key '{key}': did you mean '{nearest[0]}'? Known here: {', '.join(known)}"
-    if kind == "missing":
-        return f"'{key}' is missing"
-    shown = "" if isinstance(value, dict) else f" (it is {value!r})"
-    return f"'{key}': {message[0].lower()}{message[1:]}{shown}"
+SECTIONS: dict[str, type[BaseModel]] = {
+    "image": ImageSection,
+    "splits": SplitsSection,
+    "generator": GeneratorSection,
+    "detector": DetectorSection,
+    "augment": AugmentSection,
+}
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    sections: dict[str, type[BaseModel]] = {
-        "image": ImageSection,
-        "splits": SplitsSection,
-        "generator": GeneratorSection,
-        "detector": DetectorSection,
-        "augment": AugmentSection,
-    }
-    for part in location:
-        model = sections.get(str(part), model)
-    return list(model.model_fields)
+def known_keys(location: options.Location) -> list[str]:
+    """List the keys of the section that a location lies in."""
+    sections = [SECTIONS[part] for part in location if isinstance(part, str) and part in SECTIONS]
+    return [key.name for key in options.describe(sections[-1] if sections else Recipe)]

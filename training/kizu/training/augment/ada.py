@@ -15,14 +15,16 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pydantic.dataclasses import dataclass as config_dataclass
 from torch import Tensor, nn
 
+from kizu.models.config import STRICT
 from kizu.training.augment import colour, geometry
 from kizu.training.augment.corruption import BandFilter, band_gains, cut_out
 from kizu.training.augment.geometry import OrthogonalWarp, compose, rotation, scaling, translation
 
 
-@dataclass(frozen=True)
+@config_dataclass(frozen=True, config=STRICT)
 class AugmentConfig:
     """Which transforms may happen. By default, those that the paper trains with: geometry and colour.
 
@@ -31,20 +33,35 @@ class AugmentConfig:
     """
 
     xflip: bool = True
+    """Mirror left and right."""
     rot90: bool = True
+    """Quarter turns."""
     integer_translation: bool = True
+    """Shifts by whole pixels."""
     scale: bool = True
+    """Size."""
     rotation: bool = True
+    """Turns by any angle."""
     anisotropic_scale: bool = True
+    """Aspect."""
     fractional_translation: bool = True
+    """Shifts by parts of a pixel."""
     brightness: bool = True
+    """Brightness."""
     contrast: bool = True
+    """Contrast."""
     luma_flip: bool = True
+    """Inverted brightness."""
     hue: bool = True
+    """Hue, of colour images."""
     saturation: bool = True
+    """Saturation, of colour images."""
     band_filter: bool = False
+    """Strength of spatial frequencies."""
     noise: bool = False
+    """Noise."""
     cutout: bool = False
+    """A grey rectangle."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kizu.models.layers import EqualizedConv2d, bend, leaky, low_pass
+from kizu.models.layers import EqualizedConv2d, leaky_relu_, low_pass, scaled_leaky_relu
 from kizu.models.stylegan2 import Discriminator, Generator, ModulatedConv, ToImage
 from kizu.training.bench import plain_stylegan2 as plain
 from kizu.training.bench.gan import Settings, shape_of, spread, using_threads
@@ -171,9 +171,9 @@ def _tails(x: Tensor, d: Tensor) -> Idea:
         "demodulation, bias, noise, activation",
         {
             "√2 within the summands, in place": _both_ways(
-                lambda: bend((x * (scale * ROOT2)).add_(bias * ROOT2).add_(noise * ROOT2)), [x, bias]
+                lambda: leaky_relu_((x * (scale * ROOT2)).add_(bias * ROOT2).add_(noise * ROOT2)), [x, bias]
             ),
-            "one after another": _both_ways(lambda: leaky(x * scale + noise + bias), [x, bias]),
+            "one after another": _both_ways(lambda: scaled_leaky_relu(x * scale + noise + bias), [x, bias]),
         },
     )
 
@@ -219,8 +219,8 @@ def _whole_networks(settings: Settings, size: int, preset: str, device: torch.de
     yield Idea(
         "3×3 convolution and activation",
         {
-            "channels last": _both_ways(lambda: bend(conv(x)), [x, *_weights(conv)]),
-            "NCHW": _both_ways(lambda: bend(in_rows(rows)), [rows, *_weights(in_rows)]),
+            "channels last": _both_ways(lambda: leaky_relu_(conv(x)), [x, *_weights(conv)]),
+            "NCHW": _both_ways(lambda: leaky_relu_(in_rows(rows)), [rows, *_weights(in_rows)]),
         },
     )
 

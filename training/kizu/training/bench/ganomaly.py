@@ -57,6 +57,7 @@ from kizu.training.data.loading import training_tensor
 from kizu.training.data.manifest import NG, OK, Manifest, Row
 from kizu.training.data.splits import assign_splits
 from kizu.training.detectors.ganomaly import GANomalyMethod
+from kizu.training.detectors.method import DetectorContext
 from kizu.training.evaluation.scoring import score_rows
 from kizu.training.export import export_onnx
 from kizu.training.loop import LoopSettings, TrainingLoop
@@ -220,7 +221,7 @@ def _run_kizu(material: Material, settings: Settings, seed: int) -> Trial:
         batch_size=settings.batch_size,
         options={"features": settings.features, "latent": settings.latent},
     )
-    method = GANomalyMethod(geometry, section)
+    method = GANomalyMethod(DetectorContext(geometry, section))
     method.networks.to(device)
     if device.type == "cuda":
         method.networks.to(memory_format=torch.channels_last)

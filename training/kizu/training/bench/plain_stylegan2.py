@@ -214,7 +214,7 @@ class Block(nn.Module):
         return (y + self.shortcut(x)) / math.sqrt(2)
 
 
-class Verdict(nn.Module):
+class DiscriminatorHead(nn.Module):
     """The last layers of D."""
 
     def __init__(self, features: int, size: tuple[int, int], outputs: int, group: int):
@@ -246,7 +246,7 @@ class Discriminator(nn.Module):
         features = [config.features(level) for level in range(config.depth + 1)]
         self.from_image = Conv(config.channels, features[-1], 1)
         self.blocks = nn.ModuleList(Block(features[k], features[k - 1]) for k in range(config.depth, 0, -1))
-        self.verdict = Verdict(features[0], config.base, features[0] if config.classes else 1, config.group)
+        self.head = DiscriminatorHead(features[0], config.base, features[0] if config.classes else 1, config.group)
         self.mapping = Mapping(0, features[0], config.classes, config.mapping_layers) if config.classes else None
 
     def forward(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
@@ -256,7 +256,7 @@ class Discriminator(nn.Module):
         x = activation(self.from_image(F.pad(images, over, mode="replicate")))
         for block in self.blocks:
             x = block(x)
-        y = self.verdict(x)
+        y = self.head(x)
         if self.mapping is None:
             return y[:, 0]
         return (y * self.mapping(None, classes)).sum(1) / math.sqrt(y.shape[1])
@@ -266,6 +266,6 @@ class Discriminator(nn.Module):
         yield self.from_image
         for block in self.blocks:
             yield from block.children()
-        yield self.verdict
+        yield self.head
         if self.mapping is not None:
             yield self.mapping

@@ -1,8 +1,8 @@
-"""Ways to score an image: one module each, and one line here."""
+"""Methods that score an image: one module each, and one line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
@@ -11,11 +11,11 @@ from kizu.training.detectors.draem import DRAEMMethod
 from kizu.training.detectors.fanogan import FAnoGANMethod
 from kizu.training.detectors.ganomaly import GANomalyMethod
 from kizu.training.detectors.memory import MemoryMethod
-from kizu.training.detectors.method import DetectorMethod
+from kizu.training.detectors.method import DetectorContext, DetectorMethod
 from kizu.training.detectors.semi_supervised import SemiSupervisedMethod
 from kizu.training.recipe import AugmentSection, DetectorSection
 
-DETECTORS: dict[str, Callable[..., DetectorMethod]] = {
+DETECTORS: dict[str, type[DetectorMethod]] = {
     "ganomaly": GANomalyMethod,
     "fanogan": FAnoGANMethod,
     "draem": DRAEMMethod,
@@ -23,8 +23,6 @@ DETECTORS: dict[str, Callable[..., DetectorMethod]] = {
     "classifier": ClassifierMethod,
     "semi-supervised": SemiSupervisedMethod,
 }
-TELL_DEFECTS_APART = {"semi-supervised"}
-"""Those that are made for a number of defect classes."""
 
 
 def create_detector(
@@ -34,19 +32,18 @@ def create_detector(
     *,
     defects: Sequence[str] = (),
 ) -> DetectorMethod:
-    """The method that a recipe's `[detector]` names, with fresh weights from torch's current seed.
+    """Make the method that a recipe's `[detector]` names, with fresh weights from torch's current seed.
 
     Args:
         augment: the recipe's `[augment]`; it goes to methods that augment, and others leave it alone.
         defects: the defect classes of the train split (`defect_classes`), for methods that tell them apart.
 
     Raises:
-        UserError: unknown kind, preset or option.
+        UserError: unknown kind, preset or option, or a value out of range.
     """
     if section.kind not in DETECTORS:
         raise UserError(f"Unknown detector '{section.kind}'.", f"Known detectors: {', '.join(DETECTORS)}.")
-    known = {"defects": tuple(defects)} if section.kind in TELL_DEFECTS_APART else {}
-    method = DETECTORS[section.kind](geometry, section, **known)
+    method = DETECTORS[section.kind](DetectorContext(geometry, section, tuple(defects)))
     if method.augment is not None and augment is not None:
         method.augment = augment
     return method

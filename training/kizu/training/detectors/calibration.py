@@ -53,7 +53,7 @@ def calibrate(network: nn.Module, held_out: HeldOut) -> str:
     offset.fill_(0.0)
     pieces = [
         network(piece.to(slope.device, torch.float32) / 127.5 - 1)[0].float().cpu()
-        for piece in held_out.images.split(64)
+        for piece in torch.split(held_out.images, 64)
     ]
     labels = held_out.labels
     scores = torch.full((len(labels),), -torch.inf).scatter_reduce(0, held_out.owners, torch.cat(pieces), "amax")

@@ -1,4 +1,4 @@
-"""How a classifier trains: on OK, real NG and synthetic NG (network: `kizu.models.classifier`).
+"""Training of the classifier: on OK, real NG and synthetic NG (network: `kizu.models.classifier`).
 
 Notable here:
 - Every batch holds a fixed share of NG, however rare they are; the set is never reweighted instead.
@@ -14,27 +14,28 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from kizu.errors import UserError
-from kizu.models.bundle import InputGeometry
 from kizu.models.classifier import PRESETS, Classifier, ClassifierConfig, ResNetBackbone
-from kizu.training import options
+from kizu.models.config import STRICT
 from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batch, LabelledBatch, Truth
 from kizu.training.detectors.calibration import calibrate
+from kizu.training.detectors.method import DetectorContext
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW, decayed
-from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
+from kizu.training.options import Presets
+from kizu.training.recipe import AugmentSection, GeneratorSection
 from kizu.training.training_set import Sampling, TrainingSet
 
-SIZE = ("height", "width", "channels")
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda _: 1.0,
     "falling": lambda done: 1 - done,
@@ -43,47 +44,34 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 """Share of training done → what a synthetic image's weight is multiplied by."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ClassifierTraining:
-    """How it trains; fields are options of `[detector.options]`."""
+    """Training options of `[detector.options]`."""
 
-    loss: str = "bce"
+    loss: Literal["bce", "pauc", "neyman-pearson"] = "bce"
     """`bce`, `pauc` or `neyman-pearson`."""
-    ng_share: float = 0.5
+    ng_share: float = Field(default=0.5, gt=0, lt=1)
     """Share of NG in every batch."""
-    fnr: float = 0.1
+    fnr: float = Field(default=0.1, gt=0, lt=1)
     """`pauc`: share of the NG, those that score lowest, that are ranked. `neyman-pearson`: the bound on missed NG."""
-    multiplier: float = 4.0
+    multiplier: float = Field(default=4.0, ge=0)
     """`neyman-pearson`: λ, what exceeding the bound costs."""
-    dense_weight: float = 1.0
+    dense_weight: float = Field(default=1.0, ge=0)
     """Weight of the map's loss where defects are located; 0: none."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """ε: labels are 1 − ε/2 and ε/2."""
-    synthetic_weight: float = 1.0
+    synthetic_weight: float = Field(default=1.0, ge=0)
     """Weight of a synthetic image in the loss."""
-    synthetic_ratio: float = 1.0
+    synthetic_ratio: float = Field(default=1.0, ge=0)
     """At most this many synthetic NG per real one in a batch; 0: none."""
-    synthetic_schedule: str = "constant"
+    synthetic_schedule: Literal["constant", "falling", "rising"] = "constant"
     """Weight of synthetic images over the training: `constant`, `falling` to nothing, or `rising` from it."""
-    weight_decay: float = 0.05
-    ema_decay: float = 0.998
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Of AdamW."""
+    ema_decay: float = Field(default=0.998, ge=0, lt=1)
+    """Decay of the averaged weights, which score."""
     weights: str | None = None
     """A local file with torchvision's weights of the backbone; left out: from scratch."""
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
-        if self.synthetic_schedule not in SCHEDULES:
-            raise ValueError(
-                f"synthetic_schedule must be one of {', '.join(SCHEDULES)}, not {self.synthetic_schedule!r}"
-            )
-        bounds = {"ng_share": (0, 1), "fnr": (0, 1), "label_smoothing": (-1e-9, 1), "ema_decay": (-1e-9, 1)}
-        for name, (low, high) in bounds.items():
-            if not low < getattr(self, name) < high:
-                raise ValueError(f"{name} must lie between {max(low, 0)} and {high}, not {getattr(self, name)}")
-        for name in ("multiplier", "dense_weight", "synthetic_weight", "synthetic_ratio", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
 
     @property
     def synthetic_is_ng(self) -> bool:
@@ -134,9 +122,9 @@ def neyman_pearson(logits: Tensor, labels: Tensor, weights: Tensor, bound: float
 
 
 def dense_bce(logits: Tensor, masks: Tensor, located: Tensor, weights: Tensor) -> Tensor:
-    """½·(mean of −log σ(m) over defect places + mean of −log(1 − σ(m)) over clear ones), of located images.
+    """½·(mean of −log σ(m) over defect pixels of the map + mean of −log(1 − σ(m)) over clear ones), of located images.
 
-    A place is defect if a pixel under it is at least half defect, and clear if none is defect at all.
+    A pixel of the map is defect if an image pixel under it is at least half defect, clear if none is defect at all.
 
     Args:
         logits: [N, 1, h', w'].
@@ -164,14 +152,18 @@ class ClassifierMethod:
 
     uses_unlabelled = False
     learns_from_ng = True
+    presets: ClassVar[Presets] = PRESETS
+    configs: ClassVar[tuple[type, ...]] = (ClassifierConfig, ClassifierTraining)
 
-    def __init__(self, geometry: InputGeometry, section: DetectorSection):
-        self.config, self.training = configure(geometry, section)
-        self.section = section
+    def __init__(self, context: DetectorContext):
+        options = context.options(self.presets, *self.configs)
+        self.config = options.make(ClassifierConfig, **context.size)
+        self.training = options.make(ClassifierTraining)
+        self.section = context.section
         self.sampling: Sampling | None = self.training
         self.augment: AugmentSection | None = AugmentSection()
         self.notes: list[str] = []
-        """What a person should know of how it was made."""
+        """Remarks for the report on how it was made."""
         classifier = Classifier(self.config)
         if self.training.weights is not None:
             self.notes.append(load_backbone(classifier.backbone, Path(self.training.weights)))
@@ -226,13 +218,13 @@ class ClassifierMethod:
         images, masks = augmented(batch.images, masks, self.augment or AugmentSection())
         labels = batch.labels.float()
         weights = torch.ones_like(labels) if truth is None else self._weights(truth)
-        places = self.classifier.logits(images).float()
-        logits = self.classifier.pooled(places)
+        logit_map = self.classifier.logits(images).float()
+        logits = self.classifier.pooled(logit_map)
         self._last_logits = logits.detach()
         image = LOSSES[self.training.loss](logits, labels, weights, self.training)
         if truth is None or masks is None or not self.training.dense_weight:
             return {"total": image}
-        dense = dense_bce(places, masks, truth.located, weights)
+        dense = dense_bce(logit_map, masks, truth.located, weights)
         return {"total": image + self.training.dense_weight * dense, "image": image, "dense": dense}
 
     def _weights(self, truth: Truth) -> Tensor:
@@ -245,23 +237,8 @@ class ClassifierMethod:
         return "all images get the same score" if spread < 1e-6 else None
 
 
-def configure(geometry: InputGeometry, section: DetectorSection) -> tuple[ClassifierConfig, ClassifierTraining]:
-    """Both configurations, from the preset and `[detector.options]`.
-
-    Raises:
-        UserError: unknown preset or option, or a value out of range.
-    """
-    size = {"height": geometry.height, "width": geometry.width, "channels": geometry.channels}
-    preset = options.preset(PRESETS, section.preset, f"detector '{section.kind}'")
-    known = options.known_options(ClassifierConfig, *SIZE) + options.known_options(ClassifierTraining)
-    options.check_names(section.options, sorted(known), "detector.options", f"'{section.kind}'")
-    values = {**preset, **section.options}
-    shape = options.configure(ClassifierConfig, size, values, "detector.options", least=1)
-    return shape, options.configure(ClassifierTraining, {}, values, "detector.options")
-
-
 def load_backbone(backbone: nn.Module, path: Path) -> str:
-    """Load torchvision's weights of a ResNet; returns what was and was not used of the file.
+    """Load torchvision's weights of a ResNet; return a remark on what of the file was used.
 
     Raises:
         UserError: the backbone is none; the file is missing, is no file of weights, lacks one that is needed, or has

@@ -1,4 +1,4 @@
-"""How a DRAEM trains: on OK images, half of them with an anomaly drawn in (networks and paper: `kizu.models.draem`).
+"""Training of DRAEM: on OK images, half of them with an anomaly drawn in (networks and paper: `kizu.models.draem`).
 
 Notable here:
 - The reconstruction is held to the image before the anomaly (L2 + SSIM), the map to the anomaly's mask (focal loss).
@@ -10,61 +10,57 @@ Notable here:
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from kizu.models.bundle import InputGeometry
+from kizu.models.config import STRICT
 from kizu.models.draem import DRAEM, PRESETS, DRAEMConfig
-from kizu.training import options
 from kizu.training.augment.anomalies import perlin_anomalies
 from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batch
-from kizu.training.detectors.method import OneClass
+from kizu.training.detectors.method import DetectorContext, OneClass
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.losses import focal, ssim
 from kizu.training.optimisers import CosineAdamW
-from kizu.training.recipe import AugmentSection, DetectorSection
+from kizu.training.options import Presets
+from kizu.training.recipe import AugmentSection
 
-SIZE = ("height", "width", "channels")
 RATE = 2e-3
 """Peak of the learning rate. The paper's 1e-4 needs its 700 epochs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class DRAEMTraining:
-    """How it trains; fields are options of `[detector.options]`."""
+    """Training options of `[detector.options]`."""
 
-    anomalous: float = 0.5
+    anomalous: float = Field(default=0.5, gt=0, lt=1)
     """Share of every batch that gets an anomaly."""
-    shapes: float = 0.5
+    shapes: float = Field(default=0.5, ge=0, le=1)
     """Share of these whose anomaly is strokes, spots and rectangles; the others' are Perlin noise."""
-    ssim_weight: float = 1.0
+    ssim_weight: float = Field(default=1.0, ge=0)
     """Weight of 1 − SSIM beside the reconstruction's squared error (λ of equation 1)."""
-    gamma: float = 2.0
+    gamma: float = Field(default=2.0, ge=0)
     """γ of the focal loss; 0 makes it a cross-entropy."""
-    ema_decay: float = 0.998
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("anomalous", 0, 1), ("ema_decay", -1e-9, 1)):
-            if not low < getattr(self, name) < high:
-                raise ValueError(f"{name} must lie between {max(low, 0)} and {high}, not {getattr(self, name)}")
-        if not 0 <= self.shapes <= 1:
-            raise ValueError(f"shapes must lie in [0, 1], not {self.shapes}")
-        for name in ("ssim_weight", "gamma"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+    ema_decay: float = Field(default=0.998, ge=0, lt=1)
+    """Decay of the averaged weights, which score."""
 
 
 class DRAEMMethod(OneClass):
     """One stage, one phase; `average` is what scores."""
 
-    def __init__(self, geometry: InputGeometry, section: DetectorSection):
-        self.config, self.training = configure(geometry, section)
-        self.section = section
+    presets: ClassVar[Presets] = PRESETS
+    configs: ClassVar[tuple[type, ...]] = (DRAEMConfig, DRAEMTraining)
+
+    def __init__(self, context: DetectorContext):
+        options = context.options(self.presets, *self.configs)
+        self.config = options.make(DRAEMConfig, **context.size)
+        self.training = options.make(DRAEMTraining)
+        self.section = context.section
         self.augment = AugmentSection()
         self.notes = []
         # Channels last: its convolutions take two thirds of the time on a CPU, too.
@@ -127,17 +123,3 @@ class DRAEMMethod(OneClass):
     def _collapse(self) -> str | None:
         spread = cast(Tensor, self._last_logits).std().item()
         return "all pixels get the same logit" if spread < 1e-6 else None
-
-
-def configure(geometry: InputGeometry, section: DetectorSection) -> tuple[DRAEMConfig, DRAEMTraining]:
-    """Both configurations, from the preset and `[detector.options]`.
-
-    Raises:
-        UserError: unknown preset or option, or a value out of range.
-    """
-    size = {"height": geometry.height, "width": geometry.width, "channels": geometry.channels}
-    values = {**options.preset(PRESETS, section.preset, f"detector '{section.kind}'"), **section.options}
-    known = options.known_options(DRAEMConfig, *SIZE) + options.known_options(DRAEMTraining)
-    options.check_names(section.options, sorted(known), "detector.options", f"'{section.kind}'")
-    shape = options.configure(DRAEMConfig, size, values, "detector.options", least=1)
-    return shape, options.configure(DRAEMTraining, {}, values, "detector.options")

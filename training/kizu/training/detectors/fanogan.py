@@ -1,4 +1,4 @@
-"""How an f-AnoGAN trains (networks and paper: `kizu.models.fanogan`).
+"""Training of f-AnoGAN (networks and paper: `kizu.models.fanogan`).
 
 Notable here:
 - Stage one is a WGAN-GP: five critic updates per generator update, Adam 1e-4 (0, 0.9), λ = 10.
@@ -7,22 +7,20 @@ Notable here:
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, RMSprop
 
-from kizu.models.bundle import InputGeometry
 from kizu.models.fanogan import PRESETS, FAnoGAN, FAnoGANConfig
 from kizu.models.layers import pad_to
 from kizu.training.data.batches import Batch
-from kizu.training.detectors.method import OneClass
-from kizu.training.detectors.presets import configure
+from kizu.training.detectors.method import DetectorContext, OneClass
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.losses import wasserstein_critic, wasserstein_generator
+from kizu.training.options import Presets
 from kizu.training.penalties import gradient_penalty
-from kizu.training.recipe import DetectorSection
 
 CRITIC_UPDATES = 5
 PENALTY_WEIGHT = 10.0
@@ -32,9 +30,12 @@ PENALTY_WEIGHT = 10.0
 class FAnoGANMethod(OneClass):
     """Two stages: `wgan-gp`, then `encoder`; each shows its first phase `epochs` passes over the images."""
 
-    def __init__(self, geometry: InputGeometry, section: DetectorSection):
-        self.config = configure(FAnoGANConfig, PRESETS, geometry, section)
-        self.section = section
+    presets: ClassVar[Presets] = PRESETS
+    configs: ClassVar[tuple[type, ...]] = (FAnoGANConfig,)
+
+    def __init__(self, context: DetectorContext):
+        self.config = context.options(self.presets, *self.configs).make(FAnoGANConfig, **context.size)
+        self.section = context.section
         self.notes = []
         self.networks = FAnoGAN(self.config)
         self._fixed_noise = torch.randn(8, self.config.latent, generator=torch.Generator().manual_seed(0))

@@ -1,28 +1,26 @@
-"""How a GANomaly trains (networks and paper: `kizu.models.ganomaly`).
+"""Training of GANomaly (networks and paper: `kizu.models.ganomaly`).
 
 Notable here:
-- The adversarial loss matches the discriminator's features (equation 2), not its verdict.
-- The discriminator is drawn anew when its loss vanishes, as in the authors' experiments.
+- The adversarial loss matches the discriminator's features (equation 2), not its decision.
+- The discriminator is initialised again when its loss vanishes, as in the authors' experiments.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from kizu.models.bundle import InputGeometry
 from kizu.models.ganomaly import PRESETS, GANomaly, GANomalyConfig
 from kizu.models.layers import init_dcgan, pad_to
 from kizu.training.data.batches import Batch
-from kizu.training.detectors.method import OneClass
-from kizu.training.detectors.presets import configure
+from kizu.training.detectors.method import DetectorContext, OneClass
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.losses import bce_discriminator
-from kizu.training.recipe import DetectorSection
+from kizu.training.options import Presets
 
 ADVERSARIAL_WEIGHT, CONTEXT_WEIGHT, ENCODER_WEIGHT = 1.0, 50.0, 1.0
 """w_adv, w_con, w_enc of equation 4, with the values of section 4."""
@@ -32,9 +30,12 @@ VANISHED_LOSS = 1e-5
 class GANomalyMethod(OneClass):
     """One stage: the discriminator's turn, then the generator's."""
 
-    def __init__(self, geometry: InputGeometry, section: DetectorSection):
-        self.config = configure(GANomalyConfig, PRESETS, geometry, section)
-        self.section = section
+    presets: ClassVar[Presets] = PRESETS
+    configs: ClassVar[tuple[type, ...]] = (GANomalyConfig,)
+
+    def __init__(self, context: DetectorContext):
+        self.config = context.options(self.presets, *self.configs).make(GANomalyConfig, **context.size)
+        self.section = context.section
         self.notes = []
         self.networks = GANomaly(self.config)
         self._last_latent: Tensor | None = None

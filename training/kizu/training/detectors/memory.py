@@ -1,33 +1,31 @@
-"""How a memory of good parts is made (networks and paper: `kizu.models.memory`).
+"""Making of a memory of good parts (networks and paper: `kizu.models.memory`).
 
 Notable here:
 - Features come from where the recipe says. By default a small encoder learns them in this run, from OK and unlabelled
-  images: it marks what was pasted into them from elsewhere (CutPaste, Li et al., CVPR 2021), at each place and not for
-  the image as a whole, as the memory needs it. Only its features stay; no place is scored by what it says of pastes.
+  images: it marks what was pasted into them from elsewhere (CutPaste, Li et al., CVPR 2021), at each patch and not for
+  the image as a whole, as the memory needs it. Only its features stay; no patch is scored by what it says of pastes.
 - The memory is filled once, after training, from images known to be OK: a greedy k-centre coreset (Roth et al. 2022,
-  algorithm 1), which leaves no place of an OK part further from it than twice what is possible.
+  algorithm 1), which leaves no patch of an OK part further from it than twice what is possible.
 - That step draws from seeds of its own: a resumed run gets the same memory, bit by bit.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kizu.errors import UserError
-from kizu.models.bundle import InputGeometry
+from kizu.models.config import STRICT
 from kizu.models.memory import (
-    DISCRIMINATOR,
     PRESETS,
     RESNETS,
-    SELF_SUPERVISED,
     DiscriminatorLevels,
     LocalEncoder,
     MemoryConfig,
@@ -35,23 +33,24 @@ from kizu.models.memory import (
     ResNetLevels,
 )
 from kizu.models.stylegan2 import Discriminator
-from kizu.training import checkpoint, options
+from kizu.training import checkpoint
 from kizu.training.augment.classic import recorded
 from kizu.training.augment.geometry import blit, translation
 from kizu.training.data.batches import Batch
 from kizu.training.detectors.classifier import load_backbone
-from kizu.training.detectors.method import OneClass
+from kizu.training.detectors.method import DetectorContext, OneClass
 from kizu.training.generators import GAN
 from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW
+from kizu.training.options import Presets
 from kizu.training.penalties import spectral_normalised
-from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
+from kizu.training.recipe import AugmentSection, GeneratorSection
 from kizu.training.run import GENERATOR_FOLDER
 from kizu.training.training_set import TrainingSet
 
 CANDIDATES = 50_000
-"""Places of OK images that the memory is chosen from, at most; of more, so many are drawn at random."""
+"""Patches of OK images that the memory is chosen from, at most; of more, so many are sampled at random."""
 COMPARED = 128
 """Dimensions in which the choice measures distances (the paper's d*)."""
 LEAST_SIDE, LARGEST_SIDE = 0.04, 0.4
@@ -60,7 +59,7 @@ VISIBLE = 0.1
 """Change of a pixel in [−1, 1] that counts as pasted; less is what light and sensor do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MemoryTraining:
     """Options of `[detector.options]` beside the networks'."""
 
@@ -71,14 +70,19 @@ class MemoryTraining:
 class MemoryMethod(OneClass):
     """One stage where features are learned, none where they are given; then the memory is filled."""
 
-    def __init__(self, geometry: InputGeometry, section: DetectorSection):
-        self.config, training = configure(geometry, section)
-        self.section = section
+    presets: ClassVar[Presets] = PRESETS
+    configs: ClassVar[tuple[type, ...]] = (MemoryConfig, MemoryTraining)
+
+    def __init__(self, context: DetectorContext):
+        options = context.options(self.presets, *self.configs)
+        self.config = options.make(MemoryConfig, **context.size)
+        training = options.make(MemoryTraining)
+        self.section = context.section
         self.notes = []
         self.networks = nn.ModuleDict()
-        self.uses_unlabelled = self.config.features == SELF_SUPERVISED
+        self.uses_unlabelled = self.config.features == "self-supervised"
         # The generator's discriminator has seen the train split's NG, and its features show it.
-        self.learns_from_ng = self.config.features == DISCRIMINATOR
+        self.learns_from_ng = self.config.features == "discriminator"
         # Drawn here, where resumed runs draw the same.
         self._projection_seed, self._coreset_seed = torch.randint(2**31, (2,)).tolist()
         self._spread: Tensor | None = None
@@ -87,7 +91,7 @@ class MemoryMethod(OneClass):
                 f"detector.options.weights: features '{self.config.features}' have no weights to start from.",
                 f"Choose the preset {' or '.join(RESNETS)}, or leave weights out.",
             )
-        if self.config.features == SELF_SUPERVISED:
+        if self.config.features == "self-supervised":
             encoder = LocalEncoder(self.config)
             self.networks["head"] = nn.Conv2d(sum(encoder.widths), 1, 1)
             self._build(encoder, "an encoder that learns from this run's images")
@@ -103,12 +107,12 @@ class MemoryMethod(OneClass):
         return cast(MemoryDetector, self.networks["detector"])
 
     def check(self, generator: GeneratorSection | None) -> None:
-        """Where features are the discriminator's, there must be one, and its images those that the detector sees.
+        """Check that there is a discriminator of the detector's image size, where features are its own.
 
         Raises:
             UserError: names the key and the remedy.
         """
-        if self.config.features != DISCRIMINATOR:
+        if self.config.features != "discriminator":
             return
         if generator is None or generator.kind != GAN:
             raise UserError(
@@ -130,7 +134,7 @@ class MemoryMethod(OneClass):
         Raises:
             UserError: there is none, or its images are not those that the detector sees.
         """
-        if self.config.features != DISCRIMINATOR:
+        if self.config.features != "discriminator":
             return
         try:
             levels = DiscriminatorLevels(self.config, trained_discriminator(run / GENERATOR_FOLDER))
@@ -160,15 +164,15 @@ class MemoryMethod(OneClass):
         kept = f", projected to {self.config.dimensions}" if self.config.dimensions else ""
         self.notes.append(
             f"features: {source}; {parameters} parameters, {sum(backbone.widths)} features{kept} at each of "
-            f"{rows}×{columns} places"
+            f"{rows}×{columns} patches"
         )
 
     def stages(self, images: int) -> list[Stage]:
         """`epochs` passes over the images where features are learned; otherwise nothing trains."""
-        if self.config.features != SELF_SUPERVISED:
+        if self.config.features != "self-supervised":
             return []
         steps = max(1, round(self.section.epochs * images / self.section.batch_size))
-        trained = nn.ModuleList([self._detector.places.backbone, self.networks["head"]])
+        trained = nn.ModuleList([self._detector.patches.backbone, self.networks["head"]])
         optimizer = CosineAdamW(
             [{"params": list(trained.parameters()), "weight_decay": 0.0}], self.section.learning_rate or 1e-3, steps
         )
@@ -177,19 +181,19 @@ class MemoryMethod(OneClass):
     def samples(self, images: Tensor) -> Tensor:
         """Images, the same with something pasted in, and where the encoder sees it, black to white."""
         altered, _ = pasted(images)
-        marked = torch.sigmoid(self.networks["head"](self._detector.places(altered)).float()) * 2 - 1
+        marked = torch.sigmoid(self.networks["head"](self._detector.patches(altered)).float()) * 2 - 1
         marked = F.interpolate(marked, size=images.shape[2:], mode="nearest")
         return torch.cat([images, altered, marked.expand_as(images)])
 
     def _losses(self, batch: Batch) -> Losses:
         altered, masks = pasted(batch.images)
-        features = self._detector.places(recorded(altered, AugmentSection()))
+        features = self._detector.patches(recorded(altered, AugmentSection()))
         self._spread = features.detach().float().std((0, 2, 3)).mean()
         logits = self.networks["head"](features).float()
-        return {"total": balanced_bce(logits, on_places(masks, self.config))}
+        return {"total": balanced_bce(logits, patch_targets(masks, self.config))}
 
     def _collapse(self) -> str | None:
-        return "all places get the same features" if cast(Tensor, self._spread).item() < 1e-6 else None
+        return "all patches get the same features" if cast(Tensor, self._spread).item() < 1e-6 else None
 
     @torch.no_grad()
     def finish(self, training: TrainingSet) -> None:
@@ -204,53 +208,38 @@ class MemoryMethod(OneClass):
             raise UserError("The train split has no OK image to remember.", "Label some images OK.")
         generator = torch.Generator().manual_seed(self._coreset_seed)
         features = self._candidates(training, ok, generator)
-        detector.weigh(features)
+        detector.fit_gains(features)
         embedded = detector.embed(features)
         compared = embedded - embedded.mean(0)
         if embedded.shape[1] > COMPARED:
-            drawn = torch.randn(embedded.shape[1], COMPARED, generator=generator) / math.sqrt(COMPARED)
-            compared = compared @ drawn.to(embedded.device)
-        detector.remember(embedded[farthest_points(compared, self.config.memory)])
+            sampled = torch.randn(embedded.shape[1], COMPARED, generator=generator) / math.sqrt(COMPARED)
+            compared = compared @ sampled.to(embedded.device)
+        detector.fill(embedded[farthest_points(compared, self.config.memory)])
         self.notes.append(
-            f"{len(detector.bank)} places remembered, chosen from {len(features)} of "
+            f"{len(detector.bank)} patches remembered, chosen from {len(features)} of "
             f"{len(ok) * self.config.grid[0] * self.config.grid[1]} on {len(ok)} OK images"
         )
 
     def _candidates(self, training: TrainingSet, ok: Tensor, generator: torch.Generator) -> Tensor:
-        """Features [M, D] of at most `CANDIDATES` places of these images."""
+        """Features [M, D] of at most `CANDIDATES` patches of these images."""
         batches, detector = training.batches, self._detector
         each = self.config.grid[0] * self.config.grid[1]
         total = len(ok) * each
-        # Of many, a place drawn twice is remembered once; that so a few less are drawn costs less than a permutation.
-        drawn = (
+        # A patch sampled twice is remembered once: a few less cost less than a permutation of all.
+        sampled = (
             torch.arange(total)
             if total <= CANDIDATES
-            else torch.randint(total, (CANDIDATES,), generator=generator).unique()
+            else torch.unique(torch.randint(total, (CANDIDATES,), generator=generator))
         )
         size = max(1, min(self.section.batch_size, CANDIDATES // each))
         pieces = []
         for start in range(0, len(ok), size):
             members = ok[start : start + size]
-            inside = drawn[(drawn >= start * each) & (drawn < (start + len(members)) * each)] - start * each
+            inside = sampled[(sampled >= start * each) & (sampled < (start + len(members)) * each)] - start * each
             if len(inside):
-                features = detector.places(batches.at(members).images).permute(0, 2, 3, 1).flatten(0, 2)
+                features = detector.patches(batches.at(members).images).permute(0, 2, 3, 1).flatten(0, 2)
                 pieces.append(features[inside.to(features.device)])
         return torch.cat(pieces)
-
-
-def configure(geometry: InputGeometry, section: DetectorSection) -> tuple[MemoryConfig, MemoryTraining]:
-    """Both configurations, from the preset and `[detector.options]`.
-
-    Raises:
-        UserError: unknown preset or option, or a value out of range.
-    """
-    size = {"height": geometry.height, "width": geometry.width, "channels": geometry.channels}
-    preset = options.preset(PRESETS, section.preset, f"detector '{section.kind}'")
-    known = options.known_options(MemoryConfig, *size) + options.known_options(MemoryTraining)
-    options.check_names(section.options, sorted(known), "detector.options", f"'{section.kind}'")
-    values = {**preset, **section.options}
-    shape = options.configure(MemoryConfig, size, values, "detector.options")
-    return shape, options.configure(MemoryTraining, {}, values, "detector.options")
 
 
 def trained_discriminator(folder: Path) -> Discriminator:
@@ -323,13 +312,13 @@ def pasted(images: Tensor) -> tuple[Tensor, Tensor]:
     return altered, ((altered - images).abs().amax(1, keepdim=True) > VISIBLE).float()
 
 
-def on_places(masks: Tensor, config: MemoryConfig) -> Tensor:
-    """Whether any pixel of a place is masked: [N, 1, H, W] → [N, 1, rows, columns]."""
+def patch_targets(masks: Tensor, config: MemoryConfig) -> Tensor:
+    """Mark patches with any masked pixel: [N, 1, H, W] → [N, 1, rows, columns]."""
     return F.max_pool2d(masks, config.stride, ceil_mode=True)
 
 
 def balanced_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """½·(mean of −log σ(z) over targets 1 + mean of −log(1 − σ(z)) over targets 0); a half without places is 0."""
+    """½·(mean of −log σ(z) over targets 1 + mean of −log(1 − σ(z)) over targets 0); a half without patches is 0."""
     hit = (F.softplus(-logits) * targets).sum() / targets.sum().clamp(min=1)
     clear = (F.softplus(logits) * (1 - targets)).sum() / (1 - targets).sum().clamp(min=1)
     return (hit + clear) / 2

@@ -1,15 +1,44 @@
-"""What the pipeline asks of every way to score, and what those share that learn from OK parts alone."""
+"""The interface of all detector methods, and a base for those that learn from OK parts alone."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import nn
 
+from kizu.models.bundle import InputGeometry
 from kizu.training.loop import Method
-from kizu.training.recipe import AugmentSection, GeneratorSection
+from kizu.training.options import Options, Presets, preset
+from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
 from kizu.training.training_set import Sampling, TrainingSet
+
+
+@dataclass(frozen=True)
+class DetectorContext:
+    """Images, section and defect classes that a method is made for."""
+
+    geometry: InputGeometry
+    section: DetectorSection
+    defects: tuple[str, ...] = ()
+    """Defect classes of the train split, as `training_set` numbers them from 1 on."""
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Height, width and channels of the images that the networks see."""
+        return {"height": self.geometry.height, "width": self.geometry.width, "channels": self.geometry.channels}
+
+    def options(self, presets: Presets, *configs: type) -> Options:
+        """Give the preset's values under `[detector.options]`, for these configurations.
+
+        Raises:
+            UserError: unknown preset, or an option that none of the configurations has.
+        """
+        values = preset(presets, self.section.preset, f"detector '{self.section.kind}'")
+        options = Options("detector.options", self.section.options, values)
+        options.check(*configs)
+        return options
 
 
 class DetectorMethod(Method, Protocol):
@@ -19,19 +48,31 @@ class DetectorMethod(Method, Protocol):
     and ships `detector()`.
     """
 
+    presets: ClassVar[Presets]
+    """Option values by the name of a preset."""
+    configs: ClassVar[tuple[type, ...]]
+    """The configurations whose fields are its options."""
     sampling: Sampling | None
-    """How OK, NG and synthetic NG are mixed; None: it learns from OK parts alone."""
+    """Mixture of OK, NG and synthetic NG; None: it learns from OK parts alone."""
     augment: AugmentSection | None
     """The recipe's `[augment]`; None: it takes its images as they are."""
     uses_unlabelled: bool
-    """Whether the train split's unlabelled images come with the others."""
+    """True if the train split's unlabelled images come with the others."""
     learns_from_ng: bool
-    """Whether the train split's real NG shaped it in any way; then they do not calibrate it."""
+    """True if the train split's real NG shaped it in any way; then they do not calibrate it."""
     notes: list[str]
-    """What a person should know of how it was made."""
+    """Remarks for the report on how it was made."""
+
+    def __init__(self, context: DetectorContext):
+        """Make its networks, with fresh weights from torch's current seed.
+
+        Raises:
+            UserError: unknown preset or option, or a value out of range.
+        """
+        ...
 
     def check(self, generator: GeneratorSection | None) -> None:
-        """Before anything trains: can the recipe's generator, if there is one, give what it needs?
+        """Check, before anything trains, that the recipe's generator, if any, gives what it needs.
 
         Raises:
             UserError: it cannot.
@@ -39,7 +80,10 @@ class DetectorMethod(Method, Protocol):
         ...
 
     def begin(self, run: Path) -> None:
-        """Before it trains, after the run's generator: `run` is the run's folder.
+        """Prepare for training, after the run's generator has trained.
+
+        Args:
+            run: the run's folder.
 
         Raises:
             UserError: something that it needs of the run is not there.
@@ -47,7 +91,7 @@ class DetectorMethod(Method, Protocol):
         ...
 
     def finish(self, training: TrainingSet) -> None:
-        """After its last step, in the main process: what takes no gradients."""
+        """Do what takes no gradients, after the last step, in the main process."""
         ...
 
     def detector(self) -> nn.Module:

@@ -1,4 +1,4 @@
-"""How a K + 1 semi-supervised GAN trains (networks and papers: `kizu.models.semi_supervised`).
+"""Training of a K + 1 semi-supervised GAN (networks and papers: `kizu.models.semi_supervised`).
 
 Notable here:
 - The discriminator learns classes from labels, and from all of the camera's images, labelled or not, that they are
@@ -16,87 +16,79 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from kizu.models.bundle import InputGeometry
-from kizu.models.semi_supervised import PRESETS, Discriminator, Generator, SemiSupervisedConfig, ng_odds
-from kizu.training import options
+from kizu.models.config import STRICT
+from kizu.models.semi_supervised import (
+    PRESETS,
+    SemiSupervisedConfig,
+    SemiSupervisedDiscriminator,
+    SemiSupervisedGenerator,
+    ng_log_odds,
+)
 from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batch, LabelledBatch, Truth
 from kizu.training.data.labelled import UNKNOWN, UNSPECIFIED
 from kizu.training.detectors.calibration import calibrate
 from kizu.training.detectors.classifier import dense_bce, load_backbone, weighted_mean
+from kizu.training.detectors.method import DetectorContext
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW, decayed
-from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
+from kizu.training.options import Presets
+from kizu.training.recipe import AugmentSection, GeneratorSection
 from kizu.training.training_set import Sampling, TrainingSet
 
-FIXED = ("height", "width", "channels", "real_classes")
-CLASSES, SYNTHETIC, MATCHING = ("defects", "binary"), ("generated", "ng"), ("l1", "l2")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SemiSupervisedTraining:
-    """How it trains; fields are options of `[detector.options]`."""
+    """Training options of `[detector.options]`."""
 
-    classes: str = "defects"
+    classes: Literal["defects", "binary"] = "defects"
     """`defects`: one NG class per defect class of the train split; `binary`: one NG class."""
-    ng_share: float = 0.5
+    ng_share: float = Field(default=0.5, gt=0, lt=1)
     """Share of NG among the labelled images of a batch."""
-    unlabelled_share: float = 0.5
+    unlabelled_share: float = Field(default=0.5, ge=0, le=1)
     """Share of unlabelled images in a batch, where there are any."""
-    unsupervised_weight: float = 1.0
+    unsupervised_weight: float = Field(default=1.0, ge=0)
     """Weight of what is learned without labels."""
-    ramp: float = 0.1
+    ramp: float = Field(default=0.1, ge=0, le=1)
     """Share of the training over which that weight rises from 0; 0: at once."""
-    synthetic: str = "generated"
-    """What synthetic NG are: the class `generated`, or `ng`."""
-    synthetic_share: float = 0.5
+    synthetic: Literal["generated", "ng"] = "generated"
+    """Class of synthetic NG: `generated`, or `ng`."""
+    synthetic_share: float = Field(default=0.5, ge=0, le=1)
     """`generated`: weight of synthetic NG in that class's term; the rest is the generator's."""
-    synthetic_ratio: float = 1.0
+    synthetic_ratio: float = Field(default=1.0, ge=0)
     """At most this many synthetic NG per real one in a batch; 0: none."""
-    synthetic_weight: float = 1.0
+    synthetic_weight: float = Field(default=1.0, ge=0)
     """`ng`: weight of a synthetic image in the loss."""
-    matching: str = "l1"
+    matching: Literal["l1", "l2"] = "l1"
     """Distance of mean features: `l1` (the authors' code) or `l2`, squared (their paper)."""
-    dense_weight: float = 1.0
+    dense_weight: float = Field(default=1.0, ge=0)
     """Weight of the map's loss where defects are located; 0: none."""
-    generator_rate: float = 3e-4
+    generator_rate: float = Field(default=3e-4, gt=0)
     """The generator's learning rate."""
-    weight_decay: float = 0.05
-    ema_decay: float = 0.998
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Of the discriminator's AdamW."""
+    ema_decay: float = Field(default=0.998, ge=0, le=1)
+    """Decay of the averaged weights, which score."""
     weights: str | None = None
     """A local file with torchvision's weights of the backbone; left out: from scratch."""
 
-    def __post_init__(self) -> None:
-        for name, known in (("classes", CLASSES), ("synthetic", SYNTHETIC), ("matching", MATCHING)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        if not 0 < self.ng_share < 1:
-            raise ValueError(f"ng_share must lie between 0 and 1, not {self.ng_share}")
-        for name in ("unlabelled_share", "ramp", "synthetic_share", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
-        for name in ("unsupervised_weight", "synthetic_ratio", "synthetic_weight", "dense_weight", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
-        if self.generator_rate <= 0:
-            raise ValueError(f"generator_rate must be positive, not {self.generator_rate}")
-
     @property
     def synthetic_is_ng(self) -> bool:
-        """Whether synthetic NG count among the NG's share."""
+        """True if synthetic NG count among the NG's share."""
         return self.synthetic == "ng"
 
 
 def possible_classes(labels: Tensor, defects: Tensor, classes: int) -> Tensor:
-    """Which of the K real classes each image may be of: bool [N, K].
+    """Mark the K real classes that each image may be of: bool [N, K].
 
     OK is class 0; NG is its defect's class, or any but 0 where that is not known or there is one NG class only; an
     unlabelled image may be of any.
@@ -129,34 +121,35 @@ def generated_loss(logits: Tensor) -> Tensor:
 
 
 def feature_matching(real: Tensor, generated: Tensor, distance: str) -> Tensor:
-    """How far mean features [F] lie apart: `l1`, mean |a − b|; `l2`, ‖a − b‖² (Salimans et al. 2016, section 3.1)."""
+    """Distance of mean features [F]: `l1`, mean |a − b|; `l2`, ‖a − b‖² (Salimans et al. 2016, section 3.1)."""
     difference = real - generated
     return difference.abs().mean() if distance == "l1" else difference.square().sum()
 
 
 class SemiSupervisedMethod:
-    """One stage: the discriminator's turn, then the generator's; `average` is what scores.
-
-    Args:
-        defects: the defect classes of the train split, as `training_set` numbers them from 1 on.
-    """
+    """One stage: the discriminator's turn, then the generator's; `average` is what scores."""
 
     uses_unlabelled = True
     learns_from_ng = True
+    presets: ClassVar[Presets] = PRESETS
+    configs: ClassVar[tuple[type, ...]] = (SemiSupervisedConfig, SemiSupervisedTraining)
 
-    def __init__(self, geometry: InputGeometry, section: DetectorSection, defects: tuple[str, ...] = ()):
-        self.config, self.training = configure(geometry, section, len(defects))
-        self.section = section
+    def __init__(self, context: DetectorContext):
+        options = context.options(self.presets, *self.configs)
+        self.training = options.make(SemiSupervisedTraining)
+        classes = 2 if self.training.classes == "binary" else 1 + max(1, len(context.defects))
+        self.config = options.make(SemiSupervisedConfig, **context.size, real_classes=classes)
+        self.section = context.section
         self.sampling: Sampling | None = self.training
         self.augment: AugmentSection | None = AugmentSection()
         self.notes: list[str] = []
-        discriminator = Discriminator(self.config)
+        discriminator = SemiSupervisedDiscriminator(self.config)
         if self.training.weights is not None:
             self.notes.append(load_backbone(discriminator.backbone, Path(self.training.weights)))
         self.networks = nn.ModuleDict(
             {
                 "discriminator": discriminator,
-                "generator": Generator(self.config),
+                "generator": SemiSupervisedGenerator(self.config),
                 "average": copy.deepcopy(discriminator),
             }
         )
@@ -164,19 +157,19 @@ class SemiSupervisedMethod:
         self._last_scores: Tensor | None = None
 
     @property
-    def discriminator(self) -> Discriminator:
+    def discriminator(self) -> SemiSupervisedDiscriminator:
         """The network that trains."""
-        return cast(Discriminator, self.networks["discriminator"])
+        return cast(SemiSupervisedDiscriminator, self.networks["discriminator"])
 
     @property
-    def generator(self) -> Generator:
-        """What it trains against."""
-        return cast(Generator, self.networks["generator"])
+    def generator(self) -> SemiSupervisedGenerator:
+        """The generator that it trains against."""
+        return cast(SemiSupervisedGenerator, self.networks["generator"])
 
     @property
-    def average(self) -> Discriminator:
+    def average(self) -> SemiSupervisedDiscriminator:
         """The network that scores."""
-        return cast(Discriminator, self.networks["average"])
+        return cast(SemiSupervisedDiscriminator, self.networks["average"])
 
     def detector(self) -> nn.Module:
         """The average."""
@@ -216,19 +209,19 @@ class SemiSupervisedMethod:
     def _d_losses(self, batch: Batch) -> Losses:
         truth, count = _truth(batch), len(batch.images)
         with torch.no_grad():
-            fakes = self._draw(max(2, count // 2), batch.images.device)
+            fakes = self._generate(max(2, count // 2), batch.images.device)
         masks = F.pad(truth.masks.float() / 255, (0, 0, 0, 0, 0, 0, 0, len(fakes)))
         images, moved = self._altered(torch.cat([batch.images, fakes.float()]), masks)
-        places = self.discriminator.places(images).float()
-        logits = self.discriminator.pooled(places)
-        self._last_scores = ng_odds(logits.detach())
+        logit_map = self.discriminator.logits(images).float()
+        logits = self.discriminator.pooled(logit_map)
+        self._last_scores = ng_log_odds(logits.detach())
         supervised, real, generated = self._terms(logits[:count], logits[count:], batch.labels, truth)
         ramp = self._ramp()
         losses = {"classes": supervised, "real": real, "generated": generated}
         total = supervised + ramp * 0.5 * (real + generated)
         if self.training.dense_weight:
             weights = truth.weights * self._labelled(batch.labels, truth)
-            losses["dense"] = dense_bce(ng_odds(places[:count])[:, None], moved[:count], truth.located, weights)
+            losses["dense"] = dense_bce(ng_log_odds(logit_map[:count])[:, None], moved[:count], truth.located, weights)
             total = total + self.training.dense_weight * losses["dense"]
         return {"total": total, **losses}
 
@@ -245,7 +238,7 @@ class SemiSupervisedMethod:
 
     def _g_losses(self, batch: Batch) -> Losses:
         truth = _truth(batch)
-        fakes = self._draw(len(batch.images), batch.images.device).float()
+        fakes = self._generate(len(batch.images), batch.images.device).float()
         with _scoring(self.discriminator):
             generated = self.discriminator.penultimate(self._altered(fakes, truth.masks)[0]).float()
             with torch.no_grad():
@@ -263,8 +256,9 @@ class SemiSupervisedMethod:
             labelled &= ~((labels == 1) & truth.synthetic)
         return labelled.float()
 
-    def _draw(self, count: int, device: torch.device) -> Tensor:
-        return self.generator(torch.randn(count, self.config.latent, device=device))
+    def _generate(self, count: int, device: torch.device) -> Tensor:
+        result: Tensor = self.generator(torch.randn(count, self.config.latent, device=device))
+        return result
 
     def _altered(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         altered, moved = augmented(images, masks, self.augment or AugmentSection())
@@ -278,24 +272,6 @@ class SemiSupervisedMethod:
     def _collapse(self) -> str | None:
         spread = cast(Tensor, self._last_scores).std().item()
         return "all images get the same score" if spread < 1e-6 else None
-
-
-def configure(
-    geometry: InputGeometry, section: DetectorSection, defects: int
-) -> tuple[SemiSupervisedConfig, SemiSupervisedTraining]:
-    """Both configurations, from the preset and `[detector.options]`, for a number of defect classes.
-
-    Raises:
-        UserError: unknown preset or option, or a value out of range.
-    """
-    preset = options.preset(PRESETS, section.preset, f"detector '{section.kind}'")
-    known = options.known_options(SemiSupervisedConfig, *FIXED) + options.known_options(SemiSupervisedTraining)
-    options.check_names(section.options, sorted(known), "detector.options", f"'{section.kind}'")
-    values = {**preset, **section.options}
-    training = options.configure(SemiSupervisedTraining, {}, values, "detector.options")
-    classes = 2 if training.classes == "binary" else 1 + max(1, defects)
-    fixed = dict(zip(FIXED, (geometry.height, geometry.width, geometry.channels, classes), strict=True))
-    return options.configure(SemiSupervisedConfig, fixed, values, "detector.options", least=1), training
 
 
 def _truth(batch: Batch) -> Truth:

@@ -8,18 +8,17 @@ from typing import Any
 
 from kizu.errors import UserError
 from kizu.models.stylegan2 import PRESETS, StyleGAN2Config
-from kizu.training import options
 from kizu.training.augment.ada import AugmentConfig
 from kizu.training.generators.classic import Classic, ClassicConfig
 from kizu.training.generators.cutpaste import CutPaste, CutPasteConfig
 from kizu.training.generators.perlin import Perlin, PerlinConfig
-from kizu.training.generators.placing import OPTIONS as PLACING_OPTIONS
 from kizu.training.generators.placing import PlacingConfig
 from kizu.training.generators.poisson import Poisson, PoissonConfig
 from kizu.training.generators.sampling import Sampler
 from kizu.training.generators.stylegan2_ada import PRESETS as TRAINING_PRESETS
 from kizu.training.generators.stylegan2_ada import StyleGAN2ADAConfig
 from kizu.training.generators.views import Materials
+from kizu.training.options import Options, option_names, preset
 from kizu.training.recipe import GeneratorSection
 
 GAN = "stylegan2-ada"
@@ -47,11 +46,6 @@ GENERATORS = (GAN, *UNTRAINED)
 OF_EVERY_KIND = {"kind", "count", "filter", "keep", "options"}
 """Keys of `[generator]` that apply whatever the kind."""
 
-SHAPE = ("height", "width", "channels", "classes")
-"""Fields of the network's configuration that the data decides."""
-SECTION = ("batch_size", "learning_rate", "discriminator_learning_rate", "augment", "freeze")
-"""Fields of the method's configuration that have a key of their own in `[generator]`."""
-
 
 def configure(
     section: GeneratorSection, size: tuple[int, int], channels: int, classes: int
@@ -62,34 +56,39 @@ def configure(
         UserError: unknown kind, preset, option or augmentation, or a value out of range.
     """
     check_keys(section)
-    chosen_options = own_options(section)
-    what = f"generator '{section.kind}'"
-    preset = options.preset(PRESETS, section.preset, what)
-    known = sorted(options.known_options(StyleGAN2Config, *SHAPE) + options.known_options(StyleGAN2ADAConfig, *SECTION))
-    options.check_names(chosen_options, known, "generator.options", what)
-    data: dict[str, Any] = {"height": size[0], "width": size[1], "channels": channels, "classes": classes}
-    shape = options.configure(StyleGAN2Config, data, {**preset, **chosen_options}, "generator.options")
-    batch = section.batch_size or max(4, min(4096 // max(size), 32))
-    keyed = {
-        "batch_size": batch,
-        "learning_rate": section.learning_rate or (0.002 if max(size) >= 1024 else 0.0025),
-        "discriminator_learning_rate": section.discriminator_learning_rate,
-        "augment": section.augment,
-        "freeze": section.freeze_discriminator,
+    values = {
+        **TRAINING_PRESETS.get(section.preset, {}),
+        **preset(PRESETS, section.preset, f"generator '{section.kind}'"),
     }
     if section.start_from is not None:  # transfer: overfitting is near from the start, and the average is good already
-        keyed |= {"ada_kimg": 100.0, "ema_ramp_up": None}
+        values |= {"ada_kimg": 100.0, "ema_ramp_up": None}
+    options = Options("generator.options", section.options, values)
+    options.check(*option_configs(section.kind, placed=section.placed))
+    shape = options.make(StyleGAN2Config, height=size[0], width=size[1], channels=channels, classes=classes)
     before_last = 1 + 3 * shape.depth
     if section.freeze_discriminator > before_last:
         raise UserError(
             f"generator.freeze_discriminator must be at most {before_last}, not {section.freeze_discriminator}.",
             "So many layers come before the discriminator's last ones, which have to train.",
         )
-    chosen = {**TRAINING_PRESETS.get(section.preset, {}), **chosen_options}
-    config = options.configure(StyleGAN2ADAConfig, keyed, chosen, "generator.options")
-    switches = options.known_options(AugmentConfig)
-    options.check_names(section.augmentations, switches, "generator.augmentations", "ADA")
-    return shape, config, options.configure(AugmentConfig, {}, section.augmentations, "generator.augmentations")
+    config = options.make(
+        StyleGAN2ADAConfig,
+        batch_size=section.batch_size or max(4, min(4096 // max(size), 32)),
+        learning_rate=section.learning_rate or (0.002 if max(size) >= 1024 else 0.0025),
+        discriminator_learning_rate=section.discriminator_learning_rate,
+        augment=section.augment,
+        freeze=section.freeze_discriminator,
+    )
+    switches = Options("generator.augmentations", section.augmentations)
+    switches.check(AugmentConfig)
+    return shape, config, switches.make(AugmentConfig)
+
+
+def option_configs(kind: str, *, placed: bool = False) -> tuple[type, ...]:
+    """List the configurations whose fields are options of a kind."""
+    if kind != GAN:
+        return (UNTRAINED[kind].config,)
+    return (StyleGAN2Config, StyleGAN2ADAConfig, *((PlacingConfig,) if placed else ()))
 
 
 def check_keys(section: GeneratorSection) -> None:
@@ -122,10 +121,9 @@ def untrained_config(section: GeneratorSection) -> Any:
     Raises:
         UserError: unknown option, or a value out of range.
     """
-    config = UNTRAINED[section.kind].config
-    known = options.known_options(config)
-    options.check_names(section.options, known, "generator.options", f"generator '{section.kind}'")
-    return options.configure(config, {}, section.options, "generator.options")
+    options = Options("generator.options", section.options)
+    options.check(*option_configs(section.kind))
+    return options.make(UNTRAINED[section.kind].config)
 
 
 def placing_config(section: GeneratorSection) -> PlacingConfig:
@@ -134,11 +132,11 @@ def placing_config(section: GeneratorSection) -> PlacingConfig:
     Raises:
         UserError: a value out of range.
     """
-    return options.configure(PlacingConfig, {}, section.options, "generator.options")
+    return Options("generator.options", section.options).make(PlacingConfig)
 
 
 def own_options(section: GeneratorSection) -> dict[str, bool | int | float | str]:
     """The options that make a trained generator what it is: all but those of placing."""
     if not section.placed:
         return dict(section.options)
-    return {name: value for name, value in section.options.items() if name not in PLACING_OPTIONS}
+    return {name: value for name, value in section.options.items() if name not in option_names(PlacingConfig)}

@@ -7,39 +7,38 @@ Notable here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
+from kizu.models.config import STRICT
 from kizu.training.augment.classic import augmented
 from kizu.training.data.loading import to_pixels
 from kizu.training.generators.sampling import ATTEMPTS, Sample, to_unit
 from kizu.training.generators.views import Materials
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ClassicConfig:
     """Fields of `[generator.options]`; as in `[augment]`, with stronger amounts."""
 
     flip_horizontal: bool = False
+    """Mirror left and right."""
     flip_vertical: bool = False
+    """Mirror upside down."""
     quarter_turns: bool = False
-    shift: float = 0.1
+    """Turn by multiples of 90°."""
+    shift: float = Field(default=0.1, ge=0, le=0.5)
     """Most that an image moves, as a share of its side."""
-    scale: float = 0.1
+    scale: float = Field(default=0.1, ge=0, le=1)
     """Most that an image grows, as a share; it shrinks as much."""
-    brightness: float = 0.1
+    brightness: float = Field(default=0.1, ge=0, le=1)
     """Most that is added or taken, as a share of the range from black to white."""
-    contrast: float = 0.25
+    contrast: float = Field(default=0.25, ge=0, le=4)
     """Most that contrast grows, as a share; it shrinks as much."""
-    noise: float = 0.02
+    noise: float = Field(default=0.02, ge=0, le=1)
     """Largest standard deviation of the noise, as a share of the range from black to white."""
-
-    def __post_init__(self) -> None:
-        for name, most in (("shift", 0.5), ("scale", 1), ("brightness", 1), ("contrast", 4), ("noise", 1)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must lie between 0 and {most}, not {getattr(self, name)}")
 
 
 class Classic:

@@ -10,34 +10,38 @@ Notable here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 from scipy import ndimage
 
+from kizu.models.config import STRICT
 from kizu.training.generators.sampling import Floats, Mask, Sample, to_bytes, until_visible, visible_change
 from kizu.training.generators.views import Materials
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class CutPasteConfig:
     """Fields of `[generator.options]`."""
 
-    scars: float = 0.5
+    scars: float = Field(default=0.5, ge=0, le=1)
     """Share of images with a scar; the others have a rectangle."""
-    smallest: float = 0.01
+    smallest: float = Field(default=0.01, gt=0)
     """Least area of a rectangle, as a share of the view's (the paper: 0.02)."""
-    largest: float = 0.15
-    longest: float = 0.25
+    largest: float = Field(default=0.15, lt=0.5)
+    """Largest area of a rectangle, likewise."""
+    longest: float = Field(default=0.25, gt=0, le=1)
     """Of a scar, as a share of the view's shorter side; it is a twentieth to a quarter as wide, 2 pixels at least."""
-    jitter: float = 0.1
+    jitter: float = Field(default=0.1, ge=0, le=1)
     """Most that brightness and contrast of what is pasted change, as a share."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.smallest <= self.largest < 0.5:
-            raise ValueError("0 < smallest ≤ largest < 0.5 must hold")
-        if not 0 <= self.scars <= 1 or not 0 < self.longest <= 1 or not 0 <= self.jitter <= 1:
-            raise ValueError("scars, longest and jitter must lie between 0 and 1")
+    @model_validator(mode="after")
+    def _sizes_are_in_order(self) -> Self:
+        if self.smallest > self.largest:
+            raise ValueError(f"smallest must be at most largest, {self.largest}, not {self.smallest}")
+        return self
 
 
 class CutPaste:

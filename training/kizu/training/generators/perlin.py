@@ -9,36 +9,40 @@ Notable here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 
+from kizu.models.config import STRICT
 from kizu.training.augment.anomalies import FINEST, OPACITY, THRESHOLD, perlin_anomalies
 from kizu.training.data.loading import to_pixels
 from kizu.training.generators.sampling import VISIBLE, Sample, to_unit, until_visible
 from kizu.training.generators.views import Materials
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class PerlinConfig:
     """Fields of `[generator.options]`."""
 
-    threshold: float = THRESHOLD
+    threshold: float = Field(default=THRESHOLD, gt=-1, lt=1)
     """Of the noise in [−1, 1]; higher: smaller regions."""
-    finest: float = FINEST
+    finest: float = Field(default=FINEST, ge=2)
     """Shortest period of the noise in pixels."""
-    shapes: float = 0.5
+    shapes: float = Field(default=0.5, ge=0, le=1)
     """Share of images with strokes, spots and rectangles in place of noise."""
-    faintest: float = OPACITY[0]
+    faintest: float = Field(default=OPACITY[0], gt=0)
     """Least opacity β of what fills a region; the paper's is 0.1."""
-    boldest: float = OPACITY[1]
+    boldest: float = Field(default=OPACITY[1], le=1)
+    """Largest opacity, likewise."""
 
-    def __post_init__(self) -> None:
-        if not -1 < self.threshold < 1 or not 0 <= self.shapes <= 1 or self.finest < 2:
-            raise ValueError("threshold must lie between −1 and 1, shapes between 0 and 1, finest be at least 2")
-        if not 0 < self.faintest <= self.boldest <= 1:
-            raise ValueError("0 < faintest ≤ boldest ≤ 1 must hold")
+    @model_validator(mode="after")
+    def _opacities_are_in_order(self) -> Self:
+        if self.faintest > self.boldest:
+            raise ValueError(f"faintest must be at most boldest, {self.boldest}, not {self.faintest}")
+        return self
 
 
 class Perlin:

@@ -13,15 +13,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass as config_dataclass
 from scipy import ndimage
 from torch import Tensor
 
 from kizu.errors import UserError
+from kizu.models.config import STRICT
 from kizu.training.data.crops import SPECK, Crops
 from kizu.training.data.synthetic import Batch
 from kizu.training.generators.blending import feather, poisson_blend
@@ -57,28 +60,20 @@ MINOR = 0.2
 """Parts of a defect smaller than this share of the largest are left out."""
 
 
-@dataclass(frozen=True)
+@config_dataclass(frozen=True, config=STRICT)
 class PlacingConfig:
     """Fields of `[generator.options]` where `generator.placed` is true."""
 
-    blend: str = "feather"
+    blend: Literal["feather", "poisson"] = "feather"
     """`feather`, or `poisson`."""
-    candidates: int = 1024
+    candidates: int = Field(default=1024, ge=1)
     """Pairs of an OK view and a place in it that are compared for each image."""
-    soft: float = 2.0
+    soft: float = Field(default=2.0, ge=0)
     """Pixels over which a feathered border fades."""
-    overhang: float = 0.25
+    overhang: float = Field(default=0.25, ge=0, lt=0.5)
     """How far a crop about as large as the view may stick out of it, as a share of its side."""
-    sensitivity: float = 6.0
+    sensitivity: float = Field(default=6.0, ge=0)
     """k: what differs by more than median + k · MAD of the ring's differences is the defect."""
-
-    def __post_init__(self) -> None:
-        if self.blend not in ("feather", "poisson"):
-            raise ValueError(f"blend must be one of feather, poisson, not {self.blend!r}")
-        if self.candidates < 1:
-            raise ValueError(f"candidates must be at least 1, not {self.candidates}")
-        if self.soft < 0 or self.sensitivity < 0 or not 0 <= self.overhang < 0.5:
-            raise ValueError("soft and sensitivity must not be negative, overhang lie between 0 and 0.5")
 
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(PlacingConfig))

@@ -10,13 +10,16 @@ Notable here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 from scipy import ndimage
 
+from kizu.models.config import STRICT
 from kizu.training.generators.blending import poisson_blend
 from kizu.training.generators.cutpaste import rectangle
 from kizu.training.generators.positions import find_positions, laid_out
@@ -29,29 +32,26 @@ GROWN = 2
 """Pixels around a real defect that are taken along, so that the border lies in OK surroundings."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class PoissonConfig:
     """Fields of `[generator.options]`."""
 
-    patches: str = "ok"
+    patches: Literal["ok", "ng"] = "ok"
     """Where pieces come from: `ok` views, or real defects of the train split's `ng`."""
-    smallest: float = 0.01
+    smallest: float = Field(default=0.01, gt=0)
     """Least area of a piece of an OK view, as a share of the view's."""
-    largest: float = 0.15
-    resize: float = 0.3
+    largest: float = Field(default=0.15, lt=0.5)
+    """Largest area of such a piece, likewise."""
+    resize: float = Field(default=0.3, ge=0, le=1)
     """Most that a piece of an OK view grows, as a share; it shrinks as much."""
-    candidates: int = 1024
+    candidates: int = Field(default=1024, ge=1)
     """Places that are compared for a real defect."""
 
-    def __post_init__(self) -> None:
-        if self.patches not in ("ok", "ng"):
-            raise ValueError(f"patches must be one of ok, ng, not {self.patches!r}")
-        if not 0 < self.smallest <= self.largest < 0.5:
-            raise ValueError("0 < smallest ≤ largest < 0.5 must hold")
-        if not 0 <= self.resize <= 1:
-            raise ValueError(f"resize must lie between 0 and 1, not {self.resize}")
-        if self.candidates < 1:
-            raise ValueError(f"candidates must be at least 1, not {self.candidates}")
+    @model_validator(mode="after")
+    def _sizes_are_in_order(self) -> Self:
+        if self.smallest > self.largest:
+            raise ValueError(f"smallest must be at most largest, {self.largest}, not {self.smallest}")
+        return self
 
 
 class Poisson:

@@ -18,14 +18,16 @@ import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import torch
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Adam
 
+from kizu.models.config import STRICT, Fixed
 from kizu.models.stylegan2 import Discriminator, Generator, StyleGAN2Config, mix
 from kizu.training.augment.ada import AdaAugment, AugmentConfig
 from kizu.training.augment.controller import AdaController
@@ -44,77 +46,60 @@ BOURGAIN_WEIGHT = 0.1
 """Weight of the distance term (Xiao et al. 2018)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class StyleGAN2ADAConfig:
     """How it trains; whatever is None follows the image size and the batch, as in the paper's code."""
 
-    batch_size: int = 32
-    learning_rate: float = 0.0025
-    discriminator_learning_rate: float | None = None
+    batch_size: Annotated[int, Fixed()] = Field(default=32, ge=1)
+    learning_rate: Annotated[float, Fixed()] = Field(default=0.0025, gt=0)
+    discriminator_learning_rate: Annotated[float | None, Fixed()] = Field(default=None, gt=0)
     """None: the generator's."""
-    loss: str = "non-saturating"
+    loss: Literal["non-saturating", "hinge", "lsgan", "wgan-gp"] = "non-saturating"
     """Or `hinge`, `lsgan`, `wgan-gp`."""
-    critic_updates: int = 1
+    critic_updates: int = Field(default=1, ge=1)
     """Updates of D for each one of G."""
-    r1: float | None = None
+    r1: float | None = Field(default=None, ge=0)
     """γ; None: 0.0002 · pixels / batch; 0: no R1."""
-    r1_every: int = 16
+    r1_every: int = Field(default=16, ge=1)
     """Updates of D for each one with R1."""
-    path_length: float = 2.0
+    path_length: float = Field(default=2.0, ge=0)
     """Weight of the path-length penalty; 0: none."""
-    path_length_every: int = 4
-    style_mixing: float = 0.9
+    path_length_every: int = Field(default=4, ge=1)
+    """Updates of G for each one with that penalty."""
+    style_mixing: float = Field(default=0.9, ge=0, le=1)
     """Probability that an image has the styles of two z."""
-    ema_kimg: float | None = None
+    ema_kimg: float | None = Field(default=None, ge=0)
     """Half-life of the generator's average; None: batch · 10 / 32."""
-    ema_ramp_up: float | None = 0.05
+    ema_ramp_up: float | None = Field(default=0.05, ge=0)
     """Half-life ≤ this share of the images seen so far; None after a transfer."""
-    augment: str = "ada"
+    augment: Annotated[Literal["ada", "diffaugment", "none"], Fixed()] = "ada"
     """Or `diffaugment`, `none`."""
     ada_target: float = 0.6
-    ada_kimg: float = 500.0
+    """Value of the heuristic that p is steered to."""
+    ada_kimg: float = Field(default=500.0, gt=0)
     """Thousands of images in which p may go from 0 to 1; 100 after a transfer."""
-    ada_heuristic: str = "r_t"
+    ada_heuristic: Literal["r_t", "r_v"] = "r_t"
     """Or `r_v`, with a part of the reals held out."""
-    ada_start: float = 0.0
+    ada_start: float = Field(default=0.0, ge=0, le=1)
     """p in the beginning."""
-    ada_limit: float = 0.8
+    ada_limit: float = Field(default=0.8, ge=0, le=1)
     """p never exceeds this: beyond, augmentations show in the images (section 2.2)."""
     spectral_norm: bool = False
     """Spectral normalisation of D (Miyato et al. 2018)."""
-    consistency: str = "none"
+    consistency: Literal["none", "cr", "bcr", "zcr", "icr"] = "none"
     """Or `cr`, `bcr`, `zcr`, `icr`."""
-    prior: str = "normal"
+    prior: Literal["normal", "truncated", "bourgain"] = "normal"
     """Or `truncated`, `bourgain`."""
-    freeze: int = 0
+    freeze: Annotated[int, Fixed()] = Field(default=0, ge=0)
     """Layers of D, from the image on, that do not train (Freeze-D, Mo et al. 2020)."""
     compile: bool = False
     """torch.compile what is not differentiated twice; on CUDA only."""
 
-    def __post_init__(self) -> None:
-        choices = {
-            "loss": ("non-saturating", "hinge", "lsgan", "wgan-gp"),
-            "augment": ("ada", "diffaugment", "none"),
-            "ada_heuristic": ("r_t", "r_v"),
-            "consistency": ("none", "cr", "bcr", "zcr", "icr"),
-            "prior": ("normal", "truncated", "bourgain"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        for name in ("batch_size", "critic_updates", "r1_every", "path_length_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("style_mixing", "ada_start", "ada_limit"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
-        for name in ("r1", "path_length", "ema_kimg"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise ValueError(f"{name} must not be negative, not {value}")
-        if self.ada_kimg <= 0:
-            raise ValueError(f"ada_kimg must be positive, not {self.ada_kimg}")
+    @model_validator(mode="after")
+    def _one_bound_of_the_slope(self) -> Self:
         if self.loss == "wgan-gp" and self.spectral_norm:
             raise ValueError("wgan-gp and spectral_norm both bound D's slope; choose one")
+        return self
 
     def gamma(self, pixels: int) -> float:
         """γ of R1 for images of this many pixels."""

@@ -27,6 +27,7 @@ from kizu.training import checkpoint
 from kizu.training.data.batches import LabelledBatches, Stratum
 from kizu.training.data.synthetic import Batch
 from kizu.training.detectors.classifier import ClassifierMethod
+from kizu.training.detectors.method import DetectorContext
 from kizu.training.execution import Execution
 from kizu.training.generators import configure
 from kizu.training.generators.placing import to_size
@@ -147,7 +148,8 @@ def classifier_rating(
     """
     execution.log.say(f"a quick classifier on {len(ok)} OK and {len(ng)} NG views, to filter synthetic NG")
     torch.manual_seed(seed)
-    method = ClassifierMethod(geometry, DetectorSection(kind="classifier", epochs=1, batch_size=BATCH))
+    section = DetectorSection(kind="classifier", epochs=1, batch_size=BATCH)
+    method = ClassifierMethod(DetectorContext(geometry, section))
     method.networks.to(execution.device)
     batches = _view_batches(ok, ng, seed, steps or STEPS, execution.device)
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,24 @@
+"""Settings and field markers that all configurations of networks and methods share.
+
+Notable here:
+- Configurations are frozen dataclasses that pydantic validates, so a recipe's options need no second check.
+- Strict: a bool is no whole number and "3" is not 3; a whole number serves as a number. NaN and ∞ are refused.
+- The docstring under a field is its description, which `kizu.training.options.describe` gives.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+"""For `pydantic.dataclasses.dataclass(frozen=True, config=STRICT)`."""
+
+
+class Fixed:
+    """Marker of a field that is no option: the data decides it, or a recipe's key of its own."""
+
+
+Extent = Annotated[int, Field(ge=1), Fixed()]
+"""Height, width or channels of the images."""
