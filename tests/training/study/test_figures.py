@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import t as student
 
 from kizu.models.rates import Rate
-from kizu.training.study.figures import MEASURES, at_of, figures_of, paired, summary, value_of
+from kizu.training.study.figures import figures_of
 
 
 def write(path: Path, **scores: np.ndarray) -> Path:
@@ -58,100 +57,3 @@ def test_auroc_counts_pairs_of_the_test_split(tmp_path):
     figures = figures_of(write(tmp_path / "scores.csv", **CALIBRATION, test_ng=ng, test_ok=ok))
     pairs = (ng[:, None] > ok).mean() + 0.5 * (ng[:, None] == ok).mean()
     assert figures["auroc"]["value"] == pytest.approx(pairs)
-
-
-def test_a_paired_gain_is_the_mean_difference_with_students_interval():
-    first, second = [0.9, 0.8, 0.95], [0.85, 0.8, 0.8]
-    gain = paired(first, second)
-    mean, deviation = 0.2 / 3, np.std([0.05, 0.0, 0.15], ddof=1)
-    reach = student.ppf(0.975, 2) * deviation / 3**0.5
-    assert gain == pytest.approx({"value": mean, "lower": mean - reach, "upper": mean + reach})
-
-
-def test_the_interval_covers_the_true_gain_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    shared = rng.normal(0.8, 0.1, (3000, 5))  # what a seed does to both arms alike
-    first, second = shared + rng.normal(0.03, 0.02, (3000, 5)), shared + rng.normal(0, 0.01, (3000, 5))
-    gains = [paired(a, b) for a, b in zip(first, second, strict=True)]
-    covered = np.mean([gain["lower"] <= 0.03 <= gain["upper"] for gain in gains])
-    assert covered == pytest.approx(0.95, abs=0.016)  # four standard errors
-
-
-def test_one_pair_has_no_interval():
-    assert paired([0.9], [0.8]) == {"value": pytest.approx(0.1), "lower": None, "upper": None}
-
-
-def result(arm: str, seed: int, value: float, against: str | None = "half", ng_share: float = 1.0):
-    at = [
-        {
-            "target_fnr": target,
-            "threshold": 0.0,
-            "resolution_limited": target == 0.001 and seed == 1,
-            "specificity": Rate(round(1000 * value), 1000).as_dict(),
-            "fnr": Rate(10 * seed, 1000).as_dict(),
-        }
-        for target in MEASURES
-        if target != "auroc"
-    ]
-    return {
-        "arm": arm,
-        "seed": seed,
-        "against": against,
-        "share": 0.5,
-        "ng_share": ng_share,
-        "n_ok": 50,
-        "n_ng": 20,
-        "synthetic_ng": 0,
-        "seconds": {"total": 10.0 * (seed + 1)},
-        "interrupted": seed == 2,
-        "figures": {"auroc": {"value": value}, "at": at},
-    }
-
-
-def test_a_summary_pairs_by_seed_and_not_by_place():
-    results = [result("half", seed, 0.5 + 0.1 * seed, None) for seed in (0, 1, 2)]
-    results += [result("half + x", seed, 0.6 + 0.1 * seed) for seed in (2, 0, 1)]
-    half, other = summary(results)
-    assert half["gains"] == {}
-    gain = other["gains"]["half"]["auroc"]
-    assert (gain["value"], gain["lower"], gain["upper"]) == pytest.approx((0.1, 0.1, 0.1))
-    assert other["seeds"] == [0, 1, 2]
-    assert other["measures"]["auroc"]["values"] == pytest.approx([0.6, 0.7, 0.8])
-    assert other["measures"]["auroc"]["spread"] == pytest.approx(0.1)
-    assert other["seconds"] == 20
-    assert other["interrupted"]
-
-
-def test_a_summary_holds_only_seeds_together_that_both_arms_ran():
-    results = [result("half", seed, 0.5, None) for seed in (0, 1)] + [result("half + x", seed, 0.6) for seed in (1, 2)]
-    gain = summary(results)[1]["gains"]["half"]["auroc"]
-    assert gain == {"value": pytest.approx(0.1), "lower": None, "upper": None}
-
-
-def test_bounds_of_an_arm_are_the_outermost_of_its_seeds():
-    arm = summary([result("half", seed, value, None) for seed, value in ((0, 0.5), (1, 0.9))])[0]
-    at = arm["at"]["0.001"]
-    assert at["specificity"]["lower"] == Rate(500, 1000).lower
-    assert at["specificity"]["upper"] == Rate(900, 1000).upper
-    assert at["fnr"]["mean"] == 0.005
-    assert at["resolution_limited"]
-    assert not arm["at"]["0.01"]["resolution_limited"]
-
-
-def test_an_arm_of_the_curve_is_held_against_its_own_plain_arm_alone():
-    results = [result("half", 0, 0.5, None), result("all", 0, 0.7)]
-    results += [
-        result("5 % of the NG", 0, 0.3, None, 0.05),
-        result("5 % of the NG + GAN", 0, 0.4, "5 % of the NG", 0.05),
-    ]
-    by_name = {arm["arm"]: arm for arm in summary(results)}
-    assert list(by_name["5 % of the NG + GAN"]["gains"]) == ["5 % of the NG"]
-    assert by_name["5 % of the NG"]["gains"] == {}
-    assert list(by_name["all"]["gains"]) == ["half"]
-
-
-def test_a_figure_is_found_by_its_target():
-    found = result("half", 3, 0.4)
-    assert value_of(found, "auroc") == 0.4
-    assert value_of(found, 0.01) == 0.4
-    assert at_of(found, 0.05)["fnr"]["count"] == 30

@@ -1,35 +1,54 @@
-"""The picture of `kizu bench scarce`: a dot for each seed of each arm, and the curves over the number of NG.
+"""Plot of the scarce study: a dot for each seed of each arm, and the curves over the number of NG.
 
 Notable here:
 - Every training is a dot, so that a mean never hides how its seeds scatter.
-- The picture brings its own background, and tells kinds of arms by shape and lines by dashes as well as by colour.
+- The plot brings its own background; kinds of arms differ in shape as well as colour, lines in dashes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from enum import Enum
 from xml.sax.saxutils import escape
 
-from kizu.training.evaluation.curves import Axis, Frame, LineChart, Series, line_chart
-from kizu.training.study.arms import ALL, HALF
-from kizu.training.study.findings import AIM, Entry, along_curve, by_name, is_along_curve, percent
+from kizu.training.evaluation.curves import Axis, Curve, Frame, LineChart, Series, line_chart
+from kizu.training.study.arms import ALL, HALF, Arm, Source
+from kizu.training.study.figures import AIM, Measure
+from kizu.training.study.findings import percent
+from kizu.training.study.results import ArmSummary, NgCurve, by_arm, curve_of
 
 WIDTH = 1200
 _LABELS, _STRIP, _RIGHT = 306, 350, 800
 _TOP, _ROW, _CURVE, _GAP = 84, 25, 190, 84
 _INK, _TEXT, _GRID = "#1b2230", "#4a5362", "#e3e7ec"
-_REAL, _BASELINE, _GAN = "#3d3d46", "#b4581a", "#1f6fb8"
-_ALONE = "real alone"
+_REAL_COLOUR = "#3d3d46"
 
 
-def render_svg(result: dict[str, Any]) -> str:
+class Kind(Enum):
+    """Kind of an arm's synthetic NG: its colour, and its name in the key."""
+
+    REAL = (_REAL_COLOUR, "real NG alone")
+    BASELINE = ("#b4581a", "synthesised without learning")
+    GAN = ("#1f6fb8", "synthesised by StyleGAN2-ADA")
+
+    def __init__(self, colour: str, text: str):
+        self.colour, self.text = colour, text
+
+    @classmethod
+    def of(cls, source: Source | None) -> Kind:
+        """Kind of a source."""
+        if source is None:
+            return cls.REAL
+        return cls.GAN if source.is_gan else cls.BASELINE
+
+
+def render_svg(summaries: Sequence[ArmSummary]) -> str:
     """Left: specificity at FNR 1 % of each arm, by seed. Right: AUROC and that specificity over the number of NG."""
-    arms = [arm for arm in result["arms"] if arm["ng_share"] == 1.0]
-    curves = _curve_series(result["arms"])
+    arms = [found for found in summaries if found.arm.base.ng_share == 1.0]
+    curve = curve_of(summaries)
     strip = _TOP + _ROW * len(arms)
-    height = max(strip + 84, _TOP + 2 * _CURVE + _GAP + 88) if curves else strip + 84
-    width = WIDTH if curves else _LABELS + _STRIP + 76
+    height = max(strip + 84, _TOP + 2 * _CURVE + _GAP + 88) if curve else strip + 84
+    width = WIDTH if curve else _LABELS + _STRIP + 76
     body = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="system-ui, Segoe UI, Roboto, Noto Sans, DejaVu Sans, sans-serif" font-size="12" fill="{_TEXT}">',
@@ -43,80 +62,71 @@ def render_svg(result: dict[str, Any]) -> str:
         f'<text x="20" y="{strip + 67}">The threshold comes from calibration: the FNR that came out differs by arm.'
         "</text>",
     ]
-    if curves:
-        body += _curve_panels(curves, len(result["settings"]["seeds"]))
+    if curve:
+        body += _curve_panels(curve, max(len(found.seeds) for found in summaries))
     return "\n".join([*body, "</svg>\n"])
 
 
-def _strip(arms: Sequence[Entry], bottom: int) -> list[str]:
-    values = [100 * value for arm in arms for value in arm["measures"][AIM]["values"]]
+def _strip(arms: Sequence[ArmSummary], bottom: int) -> list[str]:
+    values = [100 * value for found in arms for value in found.measures[AIM].values]
     margin = 0.06 * (max(values) - min(values)) or 1.0
     axis = Axis(max(0.0, min(values) - margin), min(100.0, max(values) + margin), _LABELS, _STRIP)
     body = []
     for tick in axis.ticks(gap=30.0):
         body.append(f'<path d="M{tick.at:.1f},{_TOP - 8}V{bottom}" stroke="{_GRID}"/>')
         body.append(f'<text x="{tick.at:.1f}" y="{bottom + 17}" text-anchor="middle">{tick.text} %</text>')
-    held = [arm for arm in (by_name(arms, ALL), by_name(arms, HALF)) if arm]
+    known = by_arm(arms)
+    levels = [known[arm] for arm in (Arm(ALL), Arm(HALF)) if arm in known]
     # The lower one's name ends at its line and the higher one's begins there: they may lie a point apart.
-    for arm, anchor in zip(sorted(held, key=lambda arm: arm["measures"][AIM]["mean"]), ("end", "start"), strict=False):
-        [x] = axis.places([100 * arm["measures"][AIM]["mean"]])
-        line = f'stroke="{_REAL}" stroke-dasharray="3 3" stroke-opacity=".7"'
-        body.append(f'<path d="M{x:.1f},{_TOP - 8}V{bottom}" {line}/>')
-        body.append(f'<text x="{x:.1f}" y="{_TOP - 12}" text-anchor="{anchor}" font-size="11">{arm["arm"]}</text>')
-    body.append(f'<path d="M{_LABELS},{bottom}h{_STRIP}" stroke="#8b95a3"/>')
-    for place, arm in enumerate(arms):
-        body += _row(arm, axis, _TOP + _ROW * (place + 0.5))
-    return body
-
-
-def _row(arm: Entry, axis: Axis, y: float) -> list[str]:
-    measure, colour = arm["measures"][AIM], _kind(arm)[1]
-    [mean] = axis.places([100 * measure["mean"]])
-    body = [
-        f'<text x="{_LABELS - 12}" y="{y + 4:.1f}" text-anchor="end" fill="{_INK}">{escape(_fitted(arm["arm"]))}'
-        f"<title>{escape(arm['arm'])}</title></text>",
-        f'<path d="M{mean:.1f},{y - 9:.1f}v18" stroke="{colour}" stroke-width="2.5"/>',
-        f'<text x="{_LABELS + _STRIP + 10}" y="{y + 4:.1f}">{percent(measure["mean"])}</text>',
-    ]
-    for seed, value, x in zip(
-        arm["seeds"], measure["values"], axis.places([100 * value for value in measure["values"]]), strict=True
+    for found, anchor in zip(
+        sorted(levels, key=lambda level: level.measures[AIM].mean), ("end", "start"), strict=False
     ):
-        title = f"{arm['arm']}, seed {seed}: {percent(value)}"
-        body.append(f"{_dot(arm, float(x), y)}<title>{escape(title)}</title></path>")
+        [x] = axis.places([100 * found.measures[AIM].mean])
+        line = f'stroke="{_REAL_COLOUR}" stroke-dasharray="3 3" stroke-opacity=".7"'
+        body.append(f'<path d="M{x:.1f},{_TOP - 8}V{bottom}" {line}/>')
+        label = escape(found.arm.label)
+        body.append(f'<text x="{x:.1f}" y="{_TOP - 12}" text-anchor="{anchor}" font-size="11">{label}</text>')
+    body.append(f'<path d="M{_LABELS},{bottom}h{_STRIP}" stroke="#8b95a3"/>')
+    for index, found in enumerate(arms):
+        body += _row(found, axis, _TOP + _ROW * (index + 0.5))
     return body
 
 
-def _kind(arm: Entry) -> tuple[str, str]:
-    """Of an arm: what it is, and its colour."""
-    if arm["against"] is None or not arm["synthetic_ng"]:
-        return "real", _REAL
-    return ("gan", _GAN) if "GAN" in arm["arm"] else ("baseline", _BASELINE)
+def _row(found: ArmSummary, axis: Axis, y: float) -> list[str]:
+    label, measure, kind = found.arm.label, found.measures[AIM], Kind.of(found.arm.source)
+    [mean] = axis.places([100 * measure.mean])
+    body = [
+        f'<text x="{_LABELS - 12}" y="{y + 4:.1f}" text-anchor="end" fill="{_INK}">{escape(_fitted(label))}'
+        f"<title>{escape(label)}</title></text>",
+        f'<path d="M{mean:.1f},{y - 9:.1f}v18" stroke="{kind.colour}" stroke-width="2.5"/>',
+        f'<text x="{_LABELS + _STRIP + 10}" y="{y + 4:.1f}">{percent(measure.mean)}</text>',
+    ]
+    positions = axis.places([100 * value for value in measure.values])
+    for seed, value, x in zip(found.seeds, measure.values, positions, strict=True):
+        title = f"{label}, seed {seed}: {percent(value)}"
+        body.append(f"{_dot(kind, float(x), y)}<title>{escape(title)}</title></path>")
+    return body
 
 
-def _dot(arm: Entry, x: float, y: float) -> str:
-    kind, colour = _kind(arm)
-    return f'<path d="{_shape(kind, x, y)}" fill="{colour}" fill-opacity=".55" stroke="{colour}">'
+def _dot(kind: Kind, x: float, y: float) -> str:
+    return f'<path d="{_shape(kind, x, y)}" fill="{kind.colour}" fill-opacity=".55" stroke="{kind.colour}">'
 
 
-def _shape(kind: str, x: float, y: float) -> str:
-    """A circle for real NG, a square for a baseline's, a triangle for a GAN's."""
-    if kind == "real":
+def _shape(kind: Kind, x: float, y: float) -> str:
+    """Circle for real NG, square for a baseline's, triangle for a GAN's."""
+    if kind is Kind.REAL:
         return f"M{x - 4:.1f},{y:.1f}a4,4 0 1 0 8,0a4,4 0 1 0 -8,0Z"
-    if kind == "baseline":
+    if kind is Kind.BASELINE:
         return f"M{x - 3.5:.1f},{y - 3.5:.1f}h7v7h-7Z"
     return f"M{x:.1f},{y - 4.5:.1f}l4.6,8h-9.2Z"
 
 
 def _key(x: float, y: float) -> list[str]:
     body = []
-    for kind, colour, text in (
-        ("real", _REAL, "real NG alone"),
-        ("baseline", _BASELINE, "drawn without learning"),
-        ("gan", _GAN, "drawn by StyleGAN2-ADA"),
-    ):
-        body.append(f'<path d="{_shape(kind, x + 5, y - 4)}" fill="{colour}" fill-opacity=".55" stroke="{colour}"/>')
-        body.append(f'<text x="{x + 16:.0f}" y="{y}">{text}</text>')
-        x += 40 + 6.6 * len(text)
+    for kind in Kind:
+        body.append(f"{_dot(kind, x + 5, y - 4)}</path>")
+        body.append(f'<text x="{x + 16:.0f}" y="{y}">{kind.text}</text>')
+        x += 40 + 6.6 * len(kind.text)
     return body
 
 
@@ -125,65 +135,60 @@ def _fitted(name: str) -> str:
     return name if len(name) <= 44 else name[:43].rstrip() + "…"
 
 
-def _curve_series(arms: Sequence[Entry]) -> dict[str, list[Series]]:
-    """For each measure the two curves; nothing where no share of the NG was run."""
-    if not any(arm["ng_share"] < 1.0 for arm in arms):
-        return {}
-    alone = [arm for arm in arms if arm["arm"] == ALL or (arm["ng_share"] < 1.0 and arm["against"] is None)]
-    kind = along_curve(arms)
-    drawn = [arm for arm in arms if is_along_curve(arm, kind)]
-    found = {}
-    for measure, scale in (("auroc", 1.0), (AIM, 100.0)):
-        found[measure] = [
-            _series(name, some, measure, scale) for name, some in ((_ALONE, alone), (f"+ {kind}", drawn)) if some
-        ]
-    return found
-
-
-def _series(name: str, arms: Sequence[Entry], measure: str, scale: float) -> Series:
-    """Means over seeds, within their range."""
-    values = [[scale * value for value in arm["measures"][measure]["values"]] for arm in arms]
-    return Series(
-        name,
-        [float(arm["n_ng"]) for arm in arms],
-        [sum(some) / len(some) for some in values],
-        [min(some) for some in values],
-        [max(some) for some in values],
-    )
-
-
-def _curve_panels(curves: dict[str, list[Series]], seeds: int) -> list[str]:
+def _curve_panels(curve: NgCurve, seeds: int) -> list[str]:
+    """AUROC above specificity, each over the number of NG, real data alone and with synthetic NG."""
     left = _RIGHT + 44
+    lines: list[tuple[Kind, str, list[ArmSummary]]] = [
+        (Kind.REAL, "real alone", [alone for alone, _ in curve.points]),
+        (Kind.of(curve.source), f"+ {curve.source}", [added for _, added in curve.points if added is not None]),
+    ]
+    lines = [line for line in lines if line[2]]
     body, x = [], float(left)
-    for name in dict.fromkeys(one.name for some in curves.values() for one in some):
-        body.append(f'<path d="M{x:g},50h30" {_stroke(name)}/>')
-        body.append(f'<text x="{x + 38:g}" y="54">{name}</text>')
+    for kind, name, _ in lines:
+        body.append(f'<path d="M{x:g},50h30" {_stroke(kind)}/>')
+        body.append(f'<text x="{x + 38:g}" y="54">{escape(name)}</text>')
         x += 136
-    titles = {"auroc": "AUROC", AIM: "Specificity at FNR 1 %, in %"}
-    reach = [value for some in curves.values() for one in some for value in one.x]
+    reach = [float(found.n_ng) for _, _, arms in lines for found in arms]
     x_range = (min(reach), max(reach)) if min(reach) < max(reach) else None
     bottom = _TOP
-    for place, (measure, some) in enumerate(curves.items()):
-        top = _TOP + place * (_CURVE + _GAP)
+    panels: tuple[tuple[Measure, float, str], ...] = (
+        ("auroc", 1.0, "AUROC"),
+        (AIM, 100.0, "Specificity at FNR 1 %, in %"),
+    )
+    for index, (measure, scale, title) in enumerate(panels):
+        top = _TOP + index * (_CURVE + _GAP)
         bottom = top + _CURVE
         frame = Frame(left, top, WIDTH - left - 24, _CURVE)
-        chart = line_chart(some, frame=frame, log_x=True, x_range=x_range, y_range=_y_range(some))
+        series = [_series(name, arms, measure, scale) for _, name, arms in lines]
+        chart = line_chart(series, frame=frame, log_x=True, x_range=x_range, y_range=_y_range(series))
         if chart is not None:
-            body += _panel(chart, titles[measure])
+            body += _panel(chart, [kind for kind, _, _ in lines], title)
     shade = f"Lines: means of {seeds} seeds. Shades: their range." if seeds > 1 else "One seed."
     body.append(f'<text x="{left}" y="{bottom + 54}">With all OK images of the train split.</text>')
     body.append(f'<text x="{left}" y="{bottom + 71}">{shade}</text>')
     return body
 
 
-def _y_range(some: Sequence[Series]) -> tuple[float, float]:
-    """What the curves reach; rates mostly crowd near their upper end, and zero is no figure to compare with."""
-    values = [value for one in some for row in (one.lower, one.upper) for value in row or ()]
+def _series(name: str, arms: Sequence[ArmSummary], measure: Measure, scale: float) -> Series:
+    """Means over seeds, within their range."""
+    values = [[scale * value for value in found.measures[measure].values] for found in arms]
+    return Series(
+        name,
+        [float(found.n_ng) for found in arms],
+        [sum(some) / len(some) for some in values],
+        [min(some) for some in values],
+        [max(some) for some in values],
+    )
+
+
+def _y_range(series: Sequence[Series]) -> tuple[float, float]:
+    """Range of the curves with a margin; rates mostly crowd near their upper end, so zero is left out."""
+    values = [value for one in series for row in (one.lower, one.upper) for value in row or ()]
     margin = 0.05 * (max(values) - min(values)) or 0.01 * max(values) or 0.01
     return min(values) - margin, max(values) + margin
 
 
-def _panel(chart: LineChart, title: str) -> list[str]:
+def _panel(chart: LineChart, kinds: Sequence[Kind], title: str) -> list[str]:
     f = chart.frame
     body = [f'<text x="{f.left:g}" y="{f.top - 9:g}" font-size="13" font-weight="600" fill="{_INK}">{title}</text>']
     for tick in chart.y_ticks:
@@ -194,27 +199,23 @@ def _panel(chart: LineChart, title: str) -> list[str]:
         body.append(f'<text x="{tick.at:.1f}" y="{f.bottom + 17:g}" text-anchor="middle">{tick.text}</text>')
     body.append(f'<path d="M{f.left:g},{f.bottom:g}H{f.right:g}" stroke="#8b95a3"/>')
     body.append(f'<text x="{f.right:g}" y="{f.bottom + 33:g}" text-anchor="end">real NG in training</text>')
-    for curve in chart.curves:
-        colour = _colour(curve.name)
-        if curve.band:
-            body.append(f'<path d="{curve.band}" fill="{colour}" fill-opacity=".15"/>')
-        if curve.path:
-            body.append(f'<path d="{curve.path}" {_stroke(curve.name)}/>')
-        for dot in curve.dots:
-            body.append(
-                f'<circle cx="{dot.x:g}" cy="{dot.y:g}" r="3" fill="{colour}"><title>{escape(dot.title)} NG</title>'
-                "</circle>"
-            )
+    for kind, curve in zip(kinds, chart.curves, strict=True):
+        body += _line(kind, curve)
     return body
 
 
-def _stroke(name: str) -> str:
-    dashes = ' stroke-dasharray="6 4"' if name == _ALONE else ""
-    return f'fill="none" stroke="{_colour(name)}" stroke-width="2.2" stroke-linejoin="round"{dashes}'
+def _line(kind: Kind, curve: Curve) -> list[str]:
+    body = [f'<path d="{curve.band}" fill="{kind.colour}" fill-opacity=".15"/>'] if curve.band else []
+    if curve.path:
+        body.append(f'<path d="{curve.path}" {_stroke(kind)}/>')
+    for dot in curve.dots:
+        body.append(
+            f'<circle cx="{dot.x:g}" cy="{dot.y:g}" r="3" fill="{kind.colour}"><title>{escape(dot.title)} NG</title>'
+            "</circle>"
+        )
+    return body
 
 
-def _colour(name: str) -> str:
-    """Of a curve, as of the dots of its kind."""
-    if name == _ALONE:
-        return _REAL
-    return _GAN if "GAN" in name else _BASELINE
+def _stroke(kind: Kind) -> str:
+    dashes = ' stroke-dasharray="6 4"' if kind is Kind.REAL else ""
+    return f'fill="none" stroke="{kind.colour}" stroke-width="2.2" stroke-linejoin="round"{dashes}'
