@@ -15,8 +15,6 @@ def modules() -> dict[str, Path]:
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[0] == "bench":  # scripts that only measure; nothing imports them but the command line
-            continue
         found[".".join((PACKAGE, *(part for part in parts if part != "__init__")))] = path
     return found
 

@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from kizu.errors import UserError
-from kizu.training.bench.cli import bench_app
 from kizu.training.data.pool import Progress
+from kizu.training.study.cli import bench_app
 
 if TYPE_CHECKING:
     from kizu.models.bundle import Device
