@@ -1,6 +1,7 @@
 """The K + 1 detector's training: its terms against closed forms, who learns from what, resume, and that it learns."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -227,7 +228,7 @@ def set_of(boards, folder, drawn=None, unlabelled=True, batch_size=16, **options
     detector = {"kind": "semi-supervised", "batch_size": batch_size, "options": options}
     recipe = parse_recipe({"name": "x", "dataset": "x", "detector": detector, "image": {"size": 32, "channels": 1}}, "")
     run = Run(recipe, boards, Splits(boards.rows, [], []), "data", folder, folder)
-    kwargs = {"device": torch.device("cpu"), "processes": Processes(), "log": RunLog(None, quiet=True)}
+    kwargs: dict[str, Any] = {"device": torch.device("cpu"), "processes": Processes(), "log": RunLog(None, quiet=True)}
     sampling = SemiSupervisedTraining(**options)
     return labelled_set(run, recipe.detector[0], sampling, drawn, 0, unlabelled=unlabelled, **kwargs)
 
@@ -343,6 +344,7 @@ def test_it_learns_from_few_labels_among_many_images(tmp_path):
         "[detector.options]\nfeatures = 8\nblocks = 1\nlatent = 16\ngenerator_features = 4\nema_decay = 0.98\n"
     )
     bundle = train(recipe, tmp_path / "run", quiet=True, device="cpu")
+    assert bundle is not None
     assert bundle.manifest.metrics["auroc"]["lower"] > 0.6, bundle.manifest.metrics["auroc"]
     parity = bundle.manifest.parity  # of the exported graph with torch, on these very images
     assert parity.images == sum(row.split == "calibration" for row in rows)
