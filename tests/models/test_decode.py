@@ -6,6 +6,7 @@ import io
 import struct
 import tracemalloc
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +24,13 @@ GREY16 = RANDOM.integers(0, 65536, (12, 17), dtype=np.uint16)
 COLOUR16 = RANDOM.integers(0, 65536, (12, 17, 3), dtype=np.uint16)
 
 
-def encoded(image: np.ndarray | Image.Image, format: str = "PNG", **options: object) -> bytes:
+def encoded(image: np.ndarray | Image.Image, format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, format, **options)
     return buffer.getvalue()
 
 
-def tiff(pixels: np.ndarray, **options: object) -> bytes:
+def tiff(pixels: np.ndarray, **options: Any) -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, pixels, **options)
     return buffer.getvalue()

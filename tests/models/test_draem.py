@@ -1,5 +1,7 @@
 """DRAEM: what its networks see, what its scores mean, and that its graph says the same."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,8 @@ def make(height=32, width=32, channels=1, **options):
     with torch.no_grad():
         for layer in network.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
+                assert layer.running_mean is not None
+                assert layer.running_var is not None
                 layer.running_mean.normal_(0, 0.1)
                 layer.running_var.uniform_(0.5, 2)
     return network.eval()
@@ -78,8 +82,8 @@ def test_what_is_reconstructed_goes_through_the_bottleneck_and_the_segmentation_
 
 def test_the_papers_preset_has_the_papers_widths_and_small_images_a_shallower_one():
     with torch.device("meta"):
-        network = DRAEM(DRAEMConfig(256, 256, 3, **PRESETS["paper"]))
-        small = DRAEM(DRAEMConfig(32, 32, 1, **PRESETS["small"]))
+        network: Any = DRAEM(DRAEMConfig(256, 256, 3, **PRESETS["paper"]))
+        small: Any = DRAEM(DRAEMConfig(32, 32, 1, **PRESETS["small"]))
     widths = [block[0].out_channels for block in network.reconstruction.down]
     assert widths == [128, 256, 512, 1024, 1024]
     assert [block[0].out_channels for block in network.segmentation.down] == [64, 128, 256, 512, 512, 512]
@@ -132,4 +136,4 @@ def test_the_exported_graph_scores_as_torch_does():
 
 def test_an_unknown_score_is_refused_by_name():
     with pytest.raises(ValueError, match=r"score\s+Input should be 'mean-filter' or 'peak'"):
-        DRAEMConfig(32, 32, 1, score="max")
+        make(score="max")

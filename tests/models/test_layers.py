@@ -42,6 +42,7 @@ def test_the_rate_of_a_layer_scales_weight_and_bias_where_they_are_used():
 
 def test_an_equalised_convolution_is_one_over_the_root_of_its_fan_in():
     layer = EqualizedConv2d(6, 5, 3)
+    assert layer.bias is not None
     torch.nn.init.normal_(layer.bias)
     x = torch.randn(2, 6, 8, 8)
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight / math.sqrt(54), layer.bias, padding=1))

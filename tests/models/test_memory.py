@@ -45,6 +45,8 @@ def empty(height=32, width=32, channels=1, **options):
     network = MemoryDetector(config, backbone(config), seed=3)
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
             layer.running_mean.normal_(0, 0.1)
             layer.running_var.uniform_(0.5, 2)
     return network.eval().requires_grad_(False)

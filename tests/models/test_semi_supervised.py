@@ -21,6 +21,8 @@ def make(height=32, width=32, channels=1, **options):
         network.head.weight.mul_(30)
         for layer in network.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
+                assert layer.running_mean is not None
+                assert layer.running_var is not None
                 layer.running_mean.normal_(0, 0.1)
                 layer.running_var.uniform_(0.5, 2)
         network.slope.fill_(1.7)
@@ -95,7 +97,7 @@ def test_a_defect_is_hot_where_it_is():
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (40, 96), (128, 128)])
 def test_the_generator_draws_any_size_within_the_range_of_images(size):
     torch.manual_seed(0)
-    generator = SemiSupervisedGenerator(SemiSupervisedConfig(*size, 3, latent=8, generator_features=4))
+    generator = SemiSupervisedGenerator(SemiSupervisedConfig(size[0], size[1], 3, latent=8, generator_features=4))
     images = generator(torch.randn(4, 8))
     assert images.shape == (4, 3, *size)
     assert images.abs().max() <= 1
@@ -108,6 +110,7 @@ def test_a_generator_can_learn_from_its_features(preset):
     discriminator = SemiSupervisedDiscriminator(SemiSupervisedConfig(32, 32, 1, **PRESETS[preset]))
     images = torch.cat([torch.zeros(2, 1, 32, 32), torch.rand(2, 1, 32, 32)]).requires_grad_()
     discriminator.penultimate(images).square().sum().backward()
+    assert images.grad is not None
     assert torch.isfinite(images.grad).all()
     assert images.grad[2:].abs().max() > 0
 

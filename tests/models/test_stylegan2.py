@@ -1,6 +1,7 @@
 """The networks of StyleGAN2 against their definitions: modulation, resampling, statistics, noise, styles, any size."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_a_square_of_a_power_of_two_grows_from_4x4_with_the_paper_s_number_of_st
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("size", [(16, 16), (48, 80), (50, 50), (33, 61)], ids=lambda size: f"{size[0]}x{size[1]}")
 def test_images_have_exactly_the_size_asked_for_and_the_discriminator_takes_them(size, channels):
-    config = tiny(*size, channels, classes=2)
+    config = tiny(size[0], size[1], channels, classes=2)
     images = Generator(config)(torch.randn(2, 16), torch.tensor([0, 1]))
     assert images.shape == (2, channels, *size)
     logits = Discriminator(config)(images, torch.tensor([0, 1]))
@@ -160,9 +161,9 @@ def test_styles_begin_at_one_and_the_rgb_layer_is_scaled_but_not_demodulated():
 
 
 def test_an_image_is_the_sum_of_what_the_levels_add_each_enlarged_and_has_no_tanh():
-    network = Generator(tiny(32, 32, 3)).synthesis
+    network: Any = Generator(tiny(32, 32, 3)).synthesis
     ws = torch.randn(2, network.config.layers, 16)
-    seen = []
+    seen: list[torch.Tensor] = []
     for layer in network.to_image:
         layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     image = network(ws, "none")
@@ -176,7 +177,7 @@ def test_an_image_is_the_sum_of_what_the_levels_add_each_enlarged_and_has_no_tan
 
 
 def test_each_layer_takes_its_own_w_and_the_rgb_layer_shares_the_next_level_s_first():
-    network = Generator(tiny(32, 32)).synthesis
+    network: Any = Generator(tiny(32, 32)).synthesis
     names = {}
     for level, layer in enumerate(network.to_image):
         names[layer] = f"rgb{level}"
@@ -200,7 +201,7 @@ def test_each_layer_takes_its_own_w_and_the_rgb_layer_shares_the_next_level_s_fi
 
 
 def test_noise_is_without_effect_until_its_strength_is_learned():
-    network = Generator(tiny())
+    network: Any = Generator(tiny())
     z = torch.randn(2, 16)
     assert all(layer.strength.item() == 0 for layer in network.synthesis.convs)
     assert torch.equal(network(z, noise="random"), network(z, noise="none"))
@@ -209,7 +210,7 @@ def test_noise_is_without_effect_until_its_strength_is_learned():
 
 @pytest.fixture
 def noisy():
-    network = Generator(tiny())
+    network: Any = Generator(tiny())
     with torch.no_grad():
         for layer in network.synthesis.convs:
             layer.strength.fill_(0.5)
@@ -264,7 +265,7 @@ def test_the_scale_of_z_does_not_matter():
 def test_the_mapping_is_its_definition_with_and_without_classes():
     z, classes = torch.randn(3, 6), torch.tensor([2, 0, 2])
     for number in (0, 3):
-        mapping = Mapping(6, 4, number, 2)
+        mapping: Any = Mapping(6, 4, number, 2)
         x = z / (z.square().mean(1, keepdim=True) + 1e-8).sqrt()
         if number:
             embedded = F.one_hot(classes, 3).float() @ mapping.embedding.weight.T / math.sqrt(3)
@@ -289,7 +290,7 @@ def test_the_mean_w_moves_by_half_a_percent_and_only_when_asked():
 
 
 def test_truncation_goes_from_the_mean_w_to_the_image_s_own():
-    network = Generator(tiny())
+    network: Any = Generator(tiny())
     torch.nn.init.normal_(network.mapping.average)
     w, mean = torch.randn(3, 16), network.mapping.average
     layers = network.config.layers
@@ -321,7 +322,7 @@ def test_mixing_takes_the_other_s_styles_from_one_layer_on_as_often_as_asked():
 
 
 def test_the_projection_is_the_inner_product_with_the_class_over_the_root_of_its_length():
-    network = Discriminator(tiny(classes=3))
+    network: Any = Discriminator(tiny(classes=3))
     images, classes = torch.randn(4, 1, 16, 16), torch.tensor([0, 1, 2, 1])
     features = network.head(network.features(images)[-1])
     embedded = network.mapping(None, classes)
@@ -356,7 +357,7 @@ def numeric_slope(f, x, direction, step):
 
 
 def test_the_gradient_of_the_gradient_penalty_is_right():
-    network = Discriminator(tiny(capacity=64, max_channels=4)).double()
+    network: Any = Discriminator(tiny(capacity=64, max_channels=4)).double()
     network.head.forward = lambda x: network.head.out(  # in fp64, where the module insists on fp32
         scaled_leaky_relu(
             network.head.dense(scaled_leaky_relu(network.head.conv(network.head.statistic(x))).flatten(1))
@@ -387,7 +388,7 @@ def test_the_gradient_of_the_gradient_penalty_is_right():
 
 
 def test_path_lengths_have_a_gradient_in_every_weight_that_shapes_the_image():
-    network = Generator(tiny(32, 32, 3))
+    network: Any = Generator(tiny(32, 32, 3))
     ws = network.styles(network.mapping(torch.randn(2, 16), None))
     (gradient,) = torch.autograd.grad((network.synthesis(ws) * torch.randn(2, 3, 32, 32)).sum(), ws, create_graph=True)
     assert gradient.shape == ws.shape
@@ -402,9 +403,10 @@ def test_path_lengths_have_a_gradient_in_every_weight_that_shapes_the_image():
 
 def test_under_autocast_the_image_the_mapping_and_the_verdict_are_fp32():
     generator, discriminator = Generator(tiny(32, 32, 3)), Discriminator(tiny(32, 32, 3))
-    seen = {}
-    discriminator.head.conv.register_forward_hook(lambda _m, i, o: seen.update(verdict=(i[0].dtype, o.dtype)))
-    discriminator.blocks[0].conv1.register_forward_hook(lambda _m, _i, o: seen.update(block=o.dtype))
+    seen: dict[str, Any] = {}
+    block: Any = discriminator.blocks[0]
+    discriminator.head.conv.register_forward_hook(lambda _m, i, o: seen.update(head=(i[0].dtype, o.dtype)))
+    block.conv1.register_forward_hook(lambda _m, _i, o: seen.update(block=o.dtype))
     generator.synthesis.to_image[0].register_forward_hook(lambda _m, _i, o: seen.update(rgb=o.dtype))
     z = torch.randn(4, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -412,7 +414,7 @@ def test_under_autocast_the_image_the_mapping_and_the_verdict_are_fp32():
         images = generator(z)
         logits = discriminator(images)
     assert w.dtype == images.dtype == logits.dtype == seen["rgb"] == torch.float32
-    assert seen["verdict"] == (torch.float32, torch.float32)
+    assert seen["head"] == (torch.float32, torch.float32)
     assert seen["block"] == torch.bfloat16, "the test did not run in bf16 at all"
     torch.testing.assert_close(w, generator.mapping(z, None))
     full = generator(z)
@@ -420,7 +422,7 @@ def test_under_autocast_the_image_the_mapping_and_the_verdict_are_fp32():
 
 
 def test_under_autocast_the_sum_of_the_rgb_outputs_is_not_rounded_to_16_bits():
-    network = Generator(tiny(32, 32)).synthesis
+    network: Any = Generator(tiny(32, 32)).synthesis
     with torch.no_grad():
         for layer in network.to_image:
             layer.weight.zero_()
@@ -434,7 +436,12 @@ def test_under_autocast_demodulation_is_not_rounded_to_16_bits(monkeypatch):
     layer = ModulatedConv(6, 5, 8, (4, 4), up=False)
     kept = []
     true = torch.Tensor.rsqrt
-    monkeypatch.setattr(torch.Tensor, "rsqrt", lambda x: kept.append(x.dtype) or true(x))
+
+    def recorded(x):
+        kept.append(x.dtype)
+        return true(x)
+
+    monkeypatch.setattr(torch.Tensor, "rsqrt", recorded)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer(torch.randn(2, 6, 4, 4), torch.randn(2, 8))
     assert kept == [torch.float32]

@@ -68,6 +68,7 @@ class InputGeometry(BaseModel):
 
     @property
     def min_width(self) -> int:
+        """Smallest width, likewise."""
         return self.tile or self.width
 
     def accepts(self, height: int, width: int) -> bool:
@@ -118,6 +119,7 @@ class BundleManifest(BaseModel):
 
     @property
     def recipe_name(self) -> str:
+        """Name of the recipe that the model was trained by."""
         return str(self.recipe["name"])
 
 
@@ -187,6 +189,7 @@ class Bundle:
 
     @property
     def report(self) -> Path:
+        """Path of the HTML report."""
         return self.path / REPORT_FILE
 
     def open(self, device: Device = "auto", threads: int = 0, spin: bool = True) -> Session:

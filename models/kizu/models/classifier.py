@@ -119,6 +119,7 @@ class PlainBackbone(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply stem and blocks, see the class."""
         result: Tensor = self.blocks(self.stem(x))
         return result
 
@@ -143,6 +144,7 @@ class WaveletBackbone(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply moduli, mixture and blocks, see the class."""
         result: Tensor = self.blocks(self.mixture(self.norm(self.moduli(x))))
         return result
 
@@ -184,6 +186,7 @@ class ResNetBackbone(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Give the last of `levels`."""
         return self.levels(x)[-1]
 
     def levels(self, x: Tensor) -> list[Tensor]:
@@ -263,6 +266,7 @@ class Classifier(nn.Module):
         return topk_pool(logits, self.config.top_share)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Score images, see the class."""
         score, logits = mean_over_views(x, self.config.views, self._detect)
         heatmap = F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=False)
         return score * self.slope + self.offset, heatmap * self.slope + self.offset

@@ -76,6 +76,7 @@ class Header:
 
     @property
     def media_type(self) -> str:
+        """Media type as HTTP names it."""
         return MEDIA_TYPES[self.format]
 
 

@@ -122,7 +122,7 @@ class DRAEM(nn.Module):
         self.segmentation = Pyramid(2 * c, 1, widths, skips=True)
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [N, C, height, width] → its reconstruction, of the same shape, and logits [N, 1, height, width]."""
+        """Map x [N, C, height, width] to its reconstruction, of the same shape, and logits [N, 1, height, width]."""
         x = pad_to(x, *self.padded)
         reconstruction = self.reconstruction(x)
         logits = self.segmentation(torch.cat([x, reconstruction], 1))
@@ -130,5 +130,6 @@ class DRAEM(nn.Module):
         return reconstruction[:, :, :height, :width], logits[:, :, :height, :width]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Score images, see the class."""
         _, logits = self.both(x)
         return peak(logits) if self.config.score == "peak" else highest_mean(logits), logits

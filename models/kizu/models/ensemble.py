@@ -90,6 +90,7 @@ class Ensemble(nn.Module):
         self.combine = combine
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Score images, see the class."""
         scores, heatmaps = [], []
         for member, scale in zip(self.members, self.scales, strict=True):
             score, heatmap = member(x)

@@ -82,6 +82,7 @@ class FAnoGANGenerator(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
+        """Generate images, see the class."""
         result: Tensor = self.head(self.blocks(self.stem(z).reshape(-1, *self.base)))
         return result
 
@@ -97,6 +98,7 @@ class ResidualPyramid(nn.Module):
         self.head = nn.Linear(widths[-1] * config.base[0] * config.base[1], outputs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply stem, blocks and head, see the class."""
         features = self.blocks(self.stem(x)).flatten(1)
         return self.head(features), features
 
@@ -117,17 +119,18 @@ class FAnoGAN(nn.Module):
         self.encoder = ResidualPyramid(config, config.latent)
 
     def encode(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] → z [N, latent] in (−1, 1)."""
+        """Encode x [N, C, H, W] → z [N, latent] in (−1, 1)."""
         return torch.tanh(self.encoder(x)[0])
 
     def residuals(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [N, C, H, W] → (image residual [N], feature residual [N], G(E(x)) [N, C, H, W])."""
+        """Compare x [N, C, H, W] with G(E(x)) → (image residual [N], feature residual [N], G(E(x)) [N, C, H, W])."""
         reconstruction = self.generator(self.encode(x))
         image = (x - reconstruction).square().flatten(1).mean(1)
         features = (self.critic(x)[1] - self.critic(reconstruction)[1]).square().mean(1)
         return image, features, reconstruction
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Score images, see the class."""
         x = pad_to(x, *self.config.padded)
         image, features, reconstruction = self.residuals(x)
         heatmap = (x - reconstruction).abs().mean(1, keepdim=True)

@@ -66,6 +66,7 @@ class Encoder(nn.Module):
         self.head = nn.Conv2d(channels, outputs, (height >> depth, width >> depth), bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode images, see the class."""
         features = self.pyramid(x)
         return self.head(features), features
 
@@ -94,6 +95,7 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
+        """Decode latents, see the class."""
         result: Tensor = self.layers(z)
         return result
 
@@ -108,13 +110,14 @@ class GANomalyGenerator(nn.Module):
         self.second_encoder = Encoder(config, config.latent)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruct and encode again, see the class."""
         z, _ = self.encoder(x)
         reconstruction = self.decoder(z)
         z_hat, _ = self.second_encoder(reconstruction)
         return reconstruction, z, z_hat
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """x → x̂, without encoding it again."""
+        """Reconstruct x → x̂, without encoding it again."""
         result: Tensor = self.decoder(self.encoder(x)[0])
         return result
 
@@ -135,6 +138,7 @@ class GANomaly(nn.Module):
         init_dcgan(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Score images, see the class."""
         x = pad_to(x, *self.padded)
         reconstruction, z, z_hat = self.generator(x)
         heatmap = (x - reconstruction).abs().mean(1, keepdim=True)

@@ -31,6 +31,7 @@ class Geometry(nn.Module):
         self.register_buffer("luma", torch.tensor(LUMA), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Convert, cut into tiles, resize and normalise, see the class."""
         x = self._channels(image.permute(0, 3, 1, 2).to(torch.float32))
         if self.geometry.tile is not None:
             x = self._tiles(x, self.geometry.tile)

@@ -247,13 +247,14 @@ class MemoryDetector(nn.Module):
         self.bank = embedded - self.centre
         self.squares = self.bank.square().sum(1)
         among = torch.cat([squared_distances(p, self.bank, self.squares) for p in torch.split(self.bank, CHUNK)])
-        among.fill_diagonal_(-1.0)  # a patch is its own nearest, even beside an equal one
+        among.fill_diagonal_(-1.0)  # a patch is its own nearest, even if another is equal
         self.neighbours = among.topk(min(self.config.neighbours, len(embedded)), dim=1, largest=False).indices
         # A memory of one patch has no spread; a unit is then as good as any.
         spread = self.squares.mean().sqrt()
         self.floor = FLOOR * torch.where(spread > 0, spread, torch.ones_like(spread))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Score images, see the class."""
         if not len(self.bank):
             raise RuntimeError("the memory is empty: it is filled from OK parts after training, before anything scores")
         rows, columns = self.config.grid

@@ -42,10 +42,12 @@ class Rate:
 
     @property
     def lower(self) -> float:
+        """Lower end of the interval."""
         return clopper_pearson_lower(self.count, self.total, (1 + self.confidence) / 2)
 
     @property
     def upper(self) -> float:
+        """Upper end of the interval."""
         return clopper_pearson_upper(self.count, self.total, (1 + self.confidence) / 2)
 
     def as_dict(self) -> dict[str, float | int | None]:

@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def ng_log_odds(logits: Tensor) -> Tensor:
-    """log (P(NG) / P(OK)) among the real classes: lse of the NG logits − OK's, [N, K, …] → [N, …]."""
+    """Log-odds log (P(NG) / P(OK)) among the real classes: lse of the NG logits − OK's, [N, K, …] → [N, …]."""
     return torch.logsumexp(logits[:, 1:], 1) - logits[:, 0]
 
 
@@ -97,6 +97,7 @@ class SemiSupervisedDiscriminator(nn.Module):
         return torch.cat([mean, mean + pooled.reshape(-1, classes)], 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Score images, see the class."""
         score, odds = mean_over_views(x, self.config.views, self._detect)
         heatmap = F.interpolate(odds, size=x.shape[2:], mode="bilinear", align_corners=False)
         return score * self.slope + self.offset, heatmap * self.slope + self.offset
@@ -115,6 +116,7 @@ class UpBlock(nn.Module):
         self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Upsample, convolve, normalise and activate, see the class."""
         return F.relu(self.norm(self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))))
 
 
@@ -138,6 +140,7 @@ class SemiSupervisedGenerator(nn.Module):
         init_dcgan(self)
 
     def forward(self, z: Tensor) -> Tensor:
+        """Generate images, see the class."""
         coarse = self.project(z).unflatten(1, (-1, *self.coarsest))
         x = torch.tanh(self.image(self.blocks(F.relu(self.norm(coarse)))))
         return x[:, :, : self.config.height, : self.config.width]

@@ -122,7 +122,7 @@ class Mapping(nn.Module):
         self.register_buffer("average", torch.zeros(outputs))
 
     def forward(self, z: Tensor | None, classes: Tensor | None, *, track: bool = False) -> Tensor:
-        """z [N, latent], class numbers [N] → w [N, outputs] in fp32; `track` moves the running mean of w by 0.005."""
+        """Map z [N, latent] and classes [N] → w [N, outputs] in fp32; `track` moves the running mean of w by 0.005."""
         with torch.autocast((z if z is not None else self.average).device.type, enabled=False):
             parts = [normalise(z)] if z is not None else []
             if self.embedding is not None:
@@ -173,16 +173,16 @@ class ModulatedConv(nn.Module):
     def _add_noise(self, y: Tensor, noise: Noise) -> Tensor:
         size = (1, *y.shape[2:])
         if not isinstance(noise, str):
-            drawn = torch.stack([torch.randn(size, generator=generator) for generator in noise]).to(y.device)
+            sampled = torch.stack([torch.randn(size, generator=generator) for generator in noise]).to(y.device)
         elif noise == "random":
-            drawn = torch.randn(len(y), *size, device=y.device)
+            sampled = torch.randn(len(y), *size, device=y.device)
         elif noise == "const":
-            drawn = self.fixed_noise
+            sampled = self.fixed_noise
         elif noise == "none":
             return y
         else:
             raise ValueError(f"noise must be 'random', 'const', 'none' or generators, not {noise!r}")
-        return y.add_((self.strength * ROOT2 * drawn).to(y.dtype))
+        return y.add_((self.strength * ROOT2 * sampled).to(y.dtype))
 
 
 class ToImage(nn.Module):
@@ -223,7 +223,7 @@ class Synthesis(nn.Module):
             self.to_image.append(ToImage(here, config.channels, config.latent))
 
     def forward(self, ws: Tensor, noise: Noise = "random") -> Tensor:
-        """ws [N, layers, latent] → images [N, C, H, W], cropped to the configuration's size; not clamped to [−1, 1]."""
+        """Map ws [N, layers, latent] → images [N, C, H, W], cropped to the configured size; not clamped to [−1, 1]."""
         x = self.constant.expand(len(ws), -1, -1, -1)
         x = self.convs[0](x, ws[:, 0], noise)
         image = self.to_image[0](x, ws[:, 1])
@@ -249,12 +249,12 @@ class Generator(nn.Module):
     def forward(
         self, z: Tensor, classes: Tensor | None = None, *, truncation: float = 1.0, noise: Noise = "random"
     ) -> Tensor:
-        """z [N, latent], class numbers [N] → images [N, C, H, W]."""
+        """Map z [N, latent] and class numbers [N] → images [N, C, H, W]."""
         result: Tensor = self.synthesis(self.styles(self.mapping(z, classes), truncation), noise)
         return result
 
     def styles(self, w: Tensor, truncation: float = 1.0, cutoff: int | None = None) -> Tensor:
-        """w [N, latent] → one w per layer [N, layers, latent]; ψ < 1 pulls the first `cutoff` (all) to the mean w."""
+        """Expand w [N, latent] to one w per layer [N, layers, latent]; ψ < 1 pulls the first `cutoff` (all) to its mean."""
         ws = w[:, None].expand(-1, self.config.layers, -1)
         if truncation == 1.0:
             return ws
@@ -265,7 +265,7 @@ class Generator(nn.Module):
 def mix(ws: Tensor, other: Tensor, probability: float) -> Tensor:
     """Style mixing: from a random layer on, take the other image's w (both [N, layers, latent]), with a probability.
 
-    Drawn for each image on the device; nothing waits for it.
+    Sampled for each image on the device; nothing waits for it.
     """
     n, layers = ws.shape[:2]
     cutoff = torch.randint(1, layers, (n, 1), device=ws.device)

@@ -65,6 +65,7 @@ class WaveletModuli(nn.Module):
             self.register_buffer(f"waves{scale}", kernels, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Give the features of images, see the class."""
         height, width = x.shape[2:]
         x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate").flatten(0, 1)[:, None]
         energies = [pooled for scale in SCALES for pooled in self._energies(x, scale)]

@@ -1,17 +1,18 @@
 """The classifier's training: sampling, losses against their formulas, calibration, resume, and that it learns."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision import models
+from torchvision import models  # type: ignore[import-untyped]
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.models.inspector import Inspector
-from kizu.training.data.batches import Batches, LabelledBatches, Stratum, Truth, apportion
+from kizu.training.data.batches import Batches, LabelledBatch, LabelledBatches, Stratum, Truth, apportion
 from kizu.training.data.labelled import UNCLEAR, hold_out, joined, labelled_images, rasterised
 from kizu.training.data.manifest import NG, OK, Box, Row
 from kizu.training.data.render import render_boards
@@ -21,6 +22,7 @@ from kizu.training.detectors import create_detector
 from kizu.training.detectors.calibration import fit_logit
 from kizu.training.detectors.classifier import (
     SCHEDULES,
+    ClassifierMethod,
     ClassifierTraining,
     bce,
     dense_bce,
@@ -158,6 +160,7 @@ def test_partial_auc_ranks_the_lowest_ng_against_every_ok():
     pairs += [(wo * math.log1p(math.exp(o - 0.5)), wo) for o, wo in ((0.3, 1), (-2.0, 2))]
     assert loss.item() == pytest.approx(sum(a for a, _ in pairs) / sum(b for _, b in pairs))
     loss.backward()
+    assert s.grad is not None
     assert s.grad[0] == 0
     assert (s.grad[1:3] < 0).all()
     assert (s.grad[3:] > 0).all()
@@ -176,6 +179,7 @@ def test_neyman_pearson_lowers_false_calls_once_the_bound_on_misses_is_kept():
         loss = neyman_pearson(s, y, w, 0.1, 4.0)
         assert loss.item() == pytest.approx(false_calls + 4 * max(0.0, missed - 0.1), rel=1e-5)
         loss.backward()
+        assert s.grad is not None
         assert (s.grad[:2] < 0).all().item() is violated
         assert (s.grad[2:] > 0).all()
 
@@ -193,6 +197,7 @@ def test_the_dense_loss_pulls_at_the_defect_and_pushes_everywhere_else():
     expected = F.softplus(-logits[0, 0, 1, 2]) + (F.softplus(logits[:3, 0]) * clear).sum() / clear.sum()
     torch.testing.assert_close(loss, expected / 2)
     loss.backward()
+    assert logits.grad is not None
     gradient = logits.grad[:, 0]
     assert gradient[0, 1, 2] < 0
     assert gradient[1, 0, 0] == 0
@@ -218,7 +223,7 @@ def test_the_rate_warms_up_falls_to_nothing_and_survives_a_restart():
 
 @pytest.mark.parametrize(("schedule", "factors"), [("constant", [1, 1]), ("falling", [1, 0.75]), ("rising", [0, 0.25])])
 def test_synthetic_images_weigh_by_their_schedule_and_the_cameras_do_not(schedule, factors):
-    method = create_detector(GEOMETRY, section_of(features=4, epochs=1, synthetic_schedule=schedule))
+    method = make(section_of(features=4, epochs=1, synthetic_schedule=schedule))
     optimizer = method.stages(32 * 4)[0].phases[0].optimizer
     synthetic = torch.tensor([False, True, True])
     nothing = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
@@ -226,7 +231,7 @@ def test_synthetic_images_weigh_by_their_schedule_and_the_cameras_do_not(schedul
     for factor in factors:
         assert method._weights(truth).tolist() == [1.0, factor, 0.5 * factor]
         optimizer.step()
-    resumed = create_detector(GEOMETRY, section_of(features=4, epochs=1, synthetic_schedule=schedule))
+    resumed = make(section_of(features=4, epochs=1, synthetic_schedule=schedule))
     resumed.stages(32 * 4)[0].phases[0].optimizer.load_state_dict(optimizer.state_dict())
     assert resumed._weights(truth)[1].item() == SCHEDULES[schedule](0.5)
 
@@ -236,7 +241,7 @@ def test_a_schedule_moves_the_loss_by_the_weights_it_gives(boards):
     images = labelled_images(boards, rows, GEOMETRY)
     made = torch.arange(8) >= 4  # with no weight left for NG, only OK teach
     batches = batches_of(images, [Stratum(torch.arange(8), 8)], synthetic=made)
-    method = create_detector(GEOMETRY, section_of(features=4, synthetic_schedule="rising", dense_weight=0))
+    method = make(section_of(features=4, synthetic_schedule="rising", dense_weight=0))
     method.augment = AugmentSection(shift=0, brightness=0, contrast=0, noise=0)
     method.stages(8)
     batch = batches.next()
@@ -311,19 +316,22 @@ def test_a_tenth_is_held_out_by_whole_groups_or_not_at_all():
 
 def test_synthetic_ng_are_in_every_batch_with_their_weight_and_nowhere_else(boards, tmp_path):
     pixels = torch.full((30, 1, 32, 32), 77, dtype=torch.uint8)
-    drawn = write_synthetic(tmp_path / "s", [(pixels, ["open"] * 30, list(range(30)))], kind="g", run="r", total=30)
-    options = {"synthetic_ratio": 1.0, "synthetic_weight": 0.25}
+    samples: list[Any] = [(pixels, ["open"] * 30, list(range(30)))]
+    drawn = write_synthetic(tmp_path / "s", samples, kind="g", run="r", total=30)
+    options: dict[str, Any] = {"synthetic_ratio": 1.0, "synthetic_weight": 0.25}
     content = {"name": "x", "dataset": "x", "detector": {"kind": "classifier", "batch_size": 16, "options": options}}
     recipe = parse_recipe(content | {"image": {"size": 32, "channels": 1}}, "here")
     run = Run(recipe, boards, Splits(boards.rows, [], []), "data", tmp_path, tmp_path)
     execution = Execution(RunLog(None, quiet=True), torch.device("cpu"))
     found = labelled_set(run, recipe.detector[0], ClassifierTraining(**options), drawn, 0, execution)
     assert found.synthetic_ng == 30
+    assert found.held_out is not None
     assert found.held_out.labels.tolist().count(1) == 19
     assert not (found.held_out.images == 77).flatten(1).all(1).any()
     assert found.batches.epoch == 590 - 59
     for _ in range(20):
         batch = found.batches.next()
+        assert isinstance(batch, LabelledBatch)
         is_drawn = ((batch.images + 1) * 127.5).round().eq(77).flatten(1).all(1)
         assert is_drawn.sum() == 1  # 30 drawn for 171 real: 8 · 0.175 / 1.175, rounded down
         assert batch.labels.sum() == 8
@@ -335,12 +343,19 @@ def test_synthetic_ng_are_in_every_batch_with_their_weight_and_nowhere_else(boar
     assert none.synthetic_ng == 0
     assert len(none.batches.images) == 590 - 59
     other = labelled_set(run, recipe.detector[0], ClassifierTraining(**options), drawn, 1009, execution)
+    assert other.held_out is not None
     assert not torch.equal(other.held_out.images[:40], found.held_out.images[:40]), "a seed of its own spares others"
     assert not torch.equal(other.batches.next().images, none.batches.next().images)
 
 
 def section_of(**options):
     return DetectorSection(kind="classifier", epochs=options.pop("epochs", 12), options=options)
+
+
+def make(section: DetectorSection) -> ClassifierMethod:
+    method = create_detector(GEOMETRY, section)
+    assert isinstance(method, ClassifierMethod)
+    return method
 
 
 def training(boards, folder, section, ng=40, seed=0, log=None):
@@ -364,6 +379,7 @@ def test_it_learns_from_forty_ng_what_ganomaly_does_not(boards, tmp_path):
     score = torch_scorer(Inspector(loop.method.detector(), GEOMETRY))
     scores, _ = score(np.stack([boards.image(row) for row in ok + ng]))
     found = auroc(scores[len(ok) :], scores[: len(ok)])
+    assert found is not None
     assert found.value > 0.85, found
 
 
@@ -374,7 +390,7 @@ def test_a_resumed_run_has_the_weights_of_one_left_alone(boards, resumed, loss):
 
 
 def test_held_out_images_calibrate_the_average_and_an_image_is_its_worst_tile():
-    method = create_detector(GEOMETRY, section_of(features=4))
+    method = make(section_of(features=4))
     images = torch.randint(0, 256, (12, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     owners, labels = torch.arange(6).repeat_interleave(2), torch.tensor([0, 1, 0, 1, 0, 1])
     with torch.no_grad():
@@ -392,7 +408,7 @@ def test_weights_of_a_backbone_come_from_a_file_and_must_fit(tmp_path):
     network = models.resnet18(weights=None)
     torch.save(network.state_dict(), tmp_path / "resnet18.pth")
     section = DetectorSection(kind="classifier", preset="resnet18", options={"weights": str(tmp_path / "resnet18.pth")})
-    method = create_detector(GEOMETRY, section)
+    method = make(section)
     loaded = method.classifier.backbone.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in network.state_dict().items() if name in loaded)
     assert "not needed of it: fc, layer4" in method.notes[0]
@@ -423,7 +439,7 @@ def test_options_out_of_range_are_refused_by_name(options):
 
 
 def test_unlabelled_batches_are_all_ok():
-    method = create_detector(GEOMETRY, section_of(features=4))
+    method = make(section_of(features=4))
     images = torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
     losses = method._losses(Batches(images, 4, 0).next())
     assert set(losses) == {"total"}

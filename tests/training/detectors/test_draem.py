@@ -15,7 +15,7 @@ from kizu.training.detectors import create_detector
 from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.losses import focal, ssim
 from kizu.training.progress import RunLog
-from kizu.training.recipe import AugmentSection, DetectorSection
+from kizu.training.recipe import AugmentSection, DetectorSection, Option
 
 GEOMETRY = InputGeometry(height=32, width=32, channels=1)
 TINY = {"features": 4, "segmentation_features": 4}
@@ -44,6 +44,7 @@ def test_the_focal_loss_is_its_formula_and_a_cross_entropy_without_focus():
         assert focal(logits, targets, gamma).item() == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(focal(logits, targets, 0.0), F.binary_cross_entropy_with_logits(logits, targets))
     focal(logits, targets).backward()
+    assert logits.grad is not None
     assert (logits.grad[[0, 1, 3]] < 0).all()
     assert logits.grad[2] > 0
 
@@ -102,14 +103,19 @@ def test_light_varies_before_the_anomaly_as_the_recipe_allows(monkeypatch):
     images = random_images(4, 1, 32, 32) * 0.5
     method = make()
     seen = []
-    monkeypatch.setattr(method, "_with_anomalies", lambda x: (seen.append(x), (x, torch.zeros_like(x)))[1])
+
+    def unchanged(x):
+        seen.append(x)
+        return x, torch.zeros_like(x)
+
+    monkeypatch.setattr(method, "_with_anomalies", unchanged)
     method._losses(batch_of(images))
     assert not torch.equal(seen[0], images)
     assert (seen[0] - images).abs().median() < 0.2
     method.augment = STILL
     method._losses(batch_of(images))
     assert torch.equal(seen[1], images)
-    section = DetectorSection(kind="draem", options=TINY)
+    section = DetectorSection(kind="draem", options={**TINY})
     given = AugmentSection(brightness=0.3)
     assert create_detector(GEOMETRY, section, given).augment == given
 
@@ -160,7 +166,7 @@ def test_an_option_of_another_detector_is_refused_with_the_known_ones():
 
 
 def test_draem_separates_boards_after_seconds_on_ok_parts_alone(auroc_on_unseen, tmp_path):
-    options = {"features": 8, "segmentation_features": 8}
+    options: dict[str, Option] = {"features": 8, "segmentation_features": 8}
     section = DetectorSection(kind="draem", epochs=18, batch_size=16, options=options)
     found = auroc_on_unseen(section, tmp_path, seed=0)
     assert found.lower > 0.75, found

@@ -2,12 +2,12 @@
 
 import pytest
 
-from kizu.training.recipe import DetectorSection
+from kizu.training.recipe import DetectorSection, Option
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_ganomaly_separates_boards_after_less_than_a_minute(auroc_on_unseen, tmp_path, seed):
-    options = {"features": 16, "latent": 32, "score": "peak"}
+    options: dict[str, Option] = {"features": 16, "latent": 32, "score": "peak"}
     section = DetectorSection(kind="ganomaly", epochs=40, batch_size=16, options=options)
     found = auroc_on_unseen(section, tmp_path, seed)
     assert found.lower > 0.65, found

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision import models
+from torchvision import models  # type: ignore[import-untyped]
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
@@ -278,5 +278,6 @@ def test_a_whole_run_separates_rendered_defects(tmp_path):
         '[detector]\nkind = "memory"\nepochs = 20\nbatch_size = 16\n[detector.options]\nfilters = 8\nmemory = 500\n'
     )
     bundle = train(tmp_path / "recipe.toml", tmp_path / "run", quiet=True)
+    assert bundle is not None
     found = bundle.manifest.metrics["auroc"]
     assert found["lower"] > 0.65, found

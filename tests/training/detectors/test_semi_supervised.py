@@ -343,6 +343,7 @@ def test_it_learns_from_few_labels_among_many_images(tmp_path):
         "[detector.options]\nfeatures = 8\nblocks = 1\nlatent = 16\ngenerator_features = 4\nema_decay = 0.98\n"
     )
     bundle = train(recipe, tmp_path / "run", quiet=True, device="cpu")
+    assert bundle is not None
     assert bundle.manifest.metrics["auroc"]["lower"] > 0.6, bundle.manifest.metrics["auroc"]
     parity = bundle.manifest.parity  # of the exported graph with torch, on these very images
     assert parity.images == sum(row.split == "calibration" for row in rows)

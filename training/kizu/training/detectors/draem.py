@@ -43,7 +43,7 @@ class DRAEMTraining:
     shapes: float = Field(default=0.5, ge=0, le=1)
     """Share of these whose anomaly is strokes, spots and rectangles; the others' are Perlin noise."""
     ssim_weight: float = Field(default=1.0, ge=0)
-    """Weight of 1 − SSIM beside the reconstruction's squared error (λ of equation 1)."""
+    """Weight of 1 − SSIM next to the reconstruction's squared error (λ of equation 1)."""
     gamma: float = Field(default=2.0, ge=0)
     """γ of the focal loss; 0 makes it a cross-entropy."""
     ema_decay: float = Field(default=0.998, ge=0, lt=1)

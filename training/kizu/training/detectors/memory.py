@@ -61,7 +61,7 @@ VISIBLE = 0.1
 
 @dataclass(frozen=True, config=STRICT)
 class MemoryTraining:
-    """Options of `[detector.options]` beside the networks'."""
+    """Options of `[detector.options]` besides the network's."""
 
     weights: str | None = None
     """`resnet18`, `resnet34`: a local file with torchvision's weights."""
@@ -83,7 +83,7 @@ class MemoryMethod(OneClass):
         self.uses_unlabelled = self.config.features == "self-supervised"
         # The generator's discriminator has seen the train split's NG, and its features show it.
         self.learns_from_ng = self.config.features == "discriminator"
-        # Drawn here, where resumed runs draw the same.
+        # Sampled here, where resumed runs sample the same.
         self._projection_seed, self._coreset_seed = torch.randint(2**31, (2,)).tolist()
         self._spread: Tensor | None = None
         if training.weights is not None and self.config.features not in RESNETS:

@@ -231,10 +231,10 @@ class SemiSupervisedMethod:
         possible = possible_classes(labels, truth.defects, logits.shape[1])
         supervised = weighted_mean(class_loss(logits, possible), truth.weights * labelled)
         real = weighted_mean(real_loss(logits), (~truth.synthetic).float())
-        drawn = ((labels == 1) & truth.synthetic & (self.training.synthetic == "generated")).float()
-        share = self.training.synthetic_share * (drawn.sum() > 0)
+        synthetic_ng = ((labels == 1) & truth.synthetic & (self.training.synthetic == "generated")).float()
+        share = self.training.synthetic_share * (synthetic_ng.sum() > 0)
         generated = generated_loss(fakes).mean()
-        return supervised, real, (1 - share) * generated + share * weighted_mean(generated_loss(logits), drawn)
+        return supervised, real, (1 - share) * generated + share * weighted_mean(generated_loss(logits), synthetic_ng)
 
     def _g_losses(self, batch: Batch) -> Losses:
         truth = _truth(batch)
