@@ -10,7 +10,7 @@ Notable here:
   validation pass costs it time.
 - Its post-processor and evaluator are off, so `predict` gives the raw score, before any rescaling or clamping.
 - One checkpoint, at the end, as Kizu writes one; no progress bar, no logger. It must be anomalib's own kind of
-  callback: beside any other the Engine adds one that writes after every epoch.
+  callback: with any other the Engine adds one that writes after every epoch.
 - The last epoch is used.
 """
 

@@ -19,11 +19,11 @@ How the two are made comparable, and where they cannot be:
   the two networks `epochs` passes, in full batches. The numbers of updates are reported.
 - Training time: around `Engine.fit`, and around `TrainingLoop.run`. anomalib decodes and resizes each image in each
   epoch, Kizu once before; so the time with preparation is reported as well, and how long anomalib's loading takes
-  alone. Imports count for neither. Each writes one checkpoint, at the end; neither draws progress or logs.
+  alone. Imports count for neither. Each writes one checkpoint, at the end; neither shows progress or logs.
 - Precision: float32 on the CPU. On CUDA each has its own default: anomalib float32, Kizu bfloat16 autocast.
 - Scoring speed: on the same images, images already decoded, median of repeats after one uncounted pass. Kizu's is the
-  exported graph in ONNX Runtime with its preprocessing; it is held against anomalib's network alone, prepared tensors
-  in, which is the harshest comparison, and reported beside anomalib's forward with preprocessing and anomalib's own
+  exported graph in ONNX Runtime with its preprocessing; it is compared with anomalib's network alone, prepared tensors
+  in, which is the harshest comparison, and reported next to anomalib's forward with preprocessing and anomalib's own
   ONNX export in the same ONNX Runtime. For symmetry, Kizu's network alone in torch is measured, too.
 - Order: one at a time, never together, in turns; every other seed runs in reverse order.
 """

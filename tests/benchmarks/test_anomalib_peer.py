@@ -121,6 +121,7 @@ def test_kizus_side_trains_once_and_scores_both_ways(boards, settings, tmp_path)
 @pytest.mark.parametrize("arm", [IMAGENET, TANH])
 def test_anomalib_itself(boards, settings, tmp_path, arm):
     python = peer.environment_python(ENVIRONMENT)
+    assert python is not None
     material = gather(boards, settings, tmp_path / "pixels")
     trial = run_anomalib(material, settings, 0, arm, python, tmp_path / "run")
     assert len(trial.scores["latent"]) == len(material.test)
