@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import anomalib_peer, ganomaly
+from benchmarks import ganomaly
 from kizu.training.data.render import render_boards
 
-DRIVER = """
-import json, sys
-job = json.load(open(sys.argv[1]))
-answer = {
-    "scores": [float(label) for label in job["labels"]],
-    "prepare_seconds": 0.1, "train_seconds": 2.0, "loading_seconds": 0.2, "import_seconds": 1.0,
-    "updates": 3, "parameters": 10, "onnx": None, "onnx_error": "there is none",
-    "throughput": {"model": {"32": 5.0, "1": 2.0}, "pipeline": {"1": 1.0}},
-    "versions": {"anomalib": "0"},
-}
-json.dump(answer, open(sys.argv[2], "w"))
-"""
 
-
-def test_the_command_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = tmp_path / "driver.py"
-    driver.write_text(DRIVER, encoding="utf-8")
-    monkeypatch.setattr(anomalib_peer, "DRIVER", driver)
+def test_the_command_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: Callable[..., None]) -> None:
+    stand_in()
     monkeypatch.setattr(ganomaly, "make_environment", lambda _: Path(sys.executable))
     render_boards(tmp_path / "boards", boards=12, count_ok=72, count_ng=24, size=48, channels=1, seed=1)
     page = tmp_path / "pages" / "ganomaly.md"
     options = "--size 32 --epochs 1 --features 4 --latent 8 --batch-size 8 --threads 1 --repeats 1 --device cpu --json"
-    places = ["--out", str(tmp_path / "out"), "--report", str(page)]
-    done = CliRunner().invoke(ganomaly.app, [str(tmp_path / "boards"), *options.split(), *places])
+    paths = ["--out", str(tmp_path / "out"), "--report", str(page)]
+    done = CliRunner().invoke(ganomaly.app, [str(tmp_path / "boards"), *options.split(), *paths])
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert result == json.loads((tmp_path / "out" / "result.json").read_text())
