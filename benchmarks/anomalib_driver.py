@@ -10,7 +10,7 @@ Notable here:
   validation pass costs it time.
 - Its post-processor and evaluator are off, so `predict` gives the raw score, before any rescaling or clamping.
 - One checkpoint, at the end, as Kizu writes one; no progress bar, no logger. It must be anomalib's own kind of
-  callback: beside any other the Engine adds one that writes after every epoch.
+  callback: with any other the Engine adds one that writes after every epoch.
 - The last epoch is used.
 """
 
@@ -56,40 +56,8 @@ def main(job_file: str, answer_file: str) -> None:
     stage(folder / "images", job)
 
     began = time.perf_counter()
-    datamodule = Folder(
-        name="bench",
-        root=folder / "images",
-        normal_dir="train_ok",
-        normal_test_dir="test_ok",
-        abnormal_dir="test_ng",
-        train_batch_size=job["batch_size"],
-        eval_batch_size=job["batch_size"],
-        num_workers=job["workers"],
-        val_split_mode="none",
-        seed=job["seed"],
-    )
-    datamodule.setup()
-    assert len(datamodule.train_data) == len(job["train"]), "anomalib's training set is not the job's"
-    assert len(datamodule.test_data) == len(job["test"]), "anomalib's test set is not the job's"
-    model = Ganomaly(
-        batch_size=job["batch_size"],
-        n_features=job["features"],
-        latent_vec_size=job["latent"],
-        pre_processor=pre_processor(job),
-        post_processor=False,
-        evaluator=False,
-        visualizer=False,
-    )
-    engine = Engine(
-        callbacks=[ModelCheckpoint(dirpath=folder / "weights", filename="model", every_n_epochs=job["epochs"])],
-        default_root_dir=folder / "results",
-        max_epochs=job["epochs"],
-        accelerator="gpu" if job["device"] == "cuda" else "cpu",
-        devices=1,
-        limit_val_batches=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    datamodule, model = make_datamodule(folder, job), make_model(job)
+    engine = make_engine(folder, job)
     prepare_seconds = time.perf_counter() - began
 
     began = time.perf_counter()
@@ -128,6 +96,53 @@ def main(job_file: str, answer_file: str) -> None:
         },
     }
     Path(answer_file).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def make_datamodule(folder: Path, job: Job) -> Folder:
+    """Data module of exactly the images of the job."""
+    datamodule = Folder(
+        name="bench",
+        root=folder / "images",
+        normal_dir="train_ok",
+        normal_test_dir="test_ok",
+        abnormal_dir="test_ng",
+        train_batch_size=job["batch_size"],
+        eval_batch_size=job["batch_size"],
+        num_workers=job["workers"],
+        val_split_mode="none",
+        seed=job["seed"],
+    )
+    datamodule.setup()
+    assert len(datamodule.train_data) == len(job["train"]), "anomalib's training set is not the job's"
+    assert len(datamodule.test_data) == len(job["test"]), "anomalib's test set is not the job's"
+    return datamodule
+
+
+def make_model(job: Job) -> Ganomaly:
+    """GANomaly with raw scores."""
+    return Ganomaly(
+        batch_size=job["batch_size"],
+        n_features=job["features"],
+        latent_vec_size=job["latent"],
+        pre_processor=pre_processor(job),
+        post_processor=False,
+        evaluator=False,
+        visualizer=False,
+    )
+
+
+def make_engine(folder: Path, job: Job) -> Engine:
+    """Engine that writes one checkpoint, at the end."""
+    return Engine(
+        callbacks=[ModelCheckpoint(dirpath=folder / "weights", filename="model", every_n_epochs=job["epochs"])],
+        default_root_dir=folder / "results",
+        max_epochs=job["epochs"],
+        accelerator="gpu" if job["device"] == "cuda" else "cpu",
+        devices=1,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 def stage(root: Path, job: Job) -> None:

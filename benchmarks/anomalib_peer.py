@@ -56,7 +56,7 @@ class PeerJob(_Message):
     seed: int
     threads: int
     workers: int
-    """Processes that decode and resize images beside the training one."""
+    """Processes that decode and resize images, next to the training one."""
     scaling: Scaling
     device: Literal["cpu", "cuda"]
     timed: list[int]
@@ -166,9 +166,9 @@ def _python(folder: Path) -> Path:
 
 
 def _uv() -> list[str] | None:
-    beside = Path(sys.executable).with_name("uv")
-    if beside.is_file():
-        return [str(beside)]
+    installed = Path(sys.executable).with_name("uv")
+    if installed.is_file():
+        return [str(installed)]
     return [sys.executable, "-m", "uv"] if importlib.util.find_spec("uv") else None
 
 

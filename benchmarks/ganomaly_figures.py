@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm, rankdata
 
-from benchmarks.ganomaly_trials import IMAGENET, KIZU, TANH, TIMED_BATCHES, Trial
+from benchmarks.ganomaly_timing import TIMED_BATCHES
+from benchmarks.ganomaly_trials import IMAGENET, KIZU, TANH, Trial
 from kizu.training.evaluation.ranking import auroc
 
 CONTENDERS = (

@@ -19,11 +19,11 @@ How the two are made comparable, and where they cannot be:
   the two networks `epochs` passes, in full batches. The numbers of updates are reported.
 - Training time: around `Engine.fit`, and around `TrainingLoop.run`. anomalib decodes and resizes each image in each
   epoch, Kizu once before; so the time with preparation is reported as well, and how long anomalib's loading takes
-  alone. Imports count for neither. Each writes one checkpoint, at the end; neither draws progress or logs.
+  alone. Imports count for neither. Each writes one checkpoint, at the end; neither shows progress or logs.
 - Precision: float32 on the CPU. On CUDA each has its own default: anomalib float32, Kizu bfloat16 autocast.
 - Scoring speed: on the same images, images already decoded, median of repeats after one uncounted pass. Kizu's is the
-  exported graph in ONNX Runtime with its preprocessing; it is held against anomalib's network alone, prepared tensors
-  in, which is the harshest comparison, and reported beside anomalib's forward with preprocessing and anomalib's own
+  exported graph in ONNX Runtime with its preprocessing; it is compared with anomalib's network alone, prepared tensors
+  in, which is the harshest comparison, and reported next to anomalib's forward with preprocessing and anomalib's own
   ONNX export in the same ONNX Runtime. For symmetry, Kizu's network alone in torch is measured, too.
 - Order: one at a time, never together, in turns; every other seed runs in reverse order.
 """
@@ -32,25 +32,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.anomalib_peer import PeerAnswer, PeerJob, Scaling, run_peer
+from benchmarks.anomalib_peer import PeerJob, Scaling, run_peer
+from benchmarks.ganomaly_timing import TIMED_BATCHES, time_images, time_network, time_onnx
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry, Session
-from kizu.models.ganomaly import GANomaly
-from kizu.models.inspector import Geometry, Inspector
+from kizu.models.inspector import Inspector
 from kizu.training.data.batches import Batches
 from kizu.training.data.loading import training_tensor
 from kizu.training.data.manifest import NG, OK, Manifest, Row
@@ -68,7 +66,6 @@ KIZU, IMAGENET, TANH = "Kizu", "anomalib", "anomalib, pixels in [−1, 1]"
 ARMS = (KIZU, IMAGENET, TANH)
 """The sides that run in turns."""
 SCALINGS: dict[str, Scaling] = {IMAGENET: "imagenet", TANH: "tanh"}
-TIMED_BATCHES = (32, 1)
 TIMED_IMAGES = 96
 
 
@@ -214,22 +211,11 @@ def _run_kizu(material: Material, settings: GanomalyBenchmarkSettings, seed: int
     began = time.perf_counter()
     images = training_tensor(material.manifest, material.train, geometry)
     loading_seconds = time.perf_counter() - began
-    torch.manual_seed(seed)
-    section = DetectorSection(
-        kind="ganomaly",
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        options={"features": settings.features, "latent": settings.latent},
-    )
-    method = GANomalyMethod(DetectorContext(geometry, section))
-    method.networks.to(device)
-    if device.type == "cuda":
-        method.networks.to(memory_format=torch.channels_last)
-    batches = Batches(images, settings.batch_size, seed, device=device)
+    method = _kizu_method(settings, seed)
     with tempfile.TemporaryDirectory() as folder:
         loop = TrainingLoop(
             method,
-            batches,
+            Batches(images, settings.batch_size, seed, device=device),
             Path(folder),
             identity="bench",
             log=RunLog(None, quiet=True),
@@ -244,7 +230,7 @@ def _run_kizu(material: Material, settings: GanomalyBenchmarkSettings, seed: int
     networks = method.networks
     networks.eval()
     pixels = [material.manifest.image(material.test[i]) for i in material.timed]
-    throughput = {"network in torch": _time_network(networks, geometry, pixels, device, settings.repeats)}
+    throughput = {"network in torch": time_network(networks, geometry, pixels, device, settings.repeats)}
     scores: dict[str, list[float]] = {}
     for name in ("latent", "peak"):
         networks.config = dataclasses.replace(networks.config, score=name)
@@ -252,7 +238,7 @@ def _run_kizu(material: Material, settings: GanomalyBenchmarkSettings, seed: int
         scored = score_rows(session.score, geometry, material.manifest, material.test, batch_size=settings.batch_size)
         scores[name] = scored.scores.tolist()
         if name == "latent":
-            throughput["ONNX with preprocessing"] = _time_images(session.score, pixels, settings.repeats)
+            throughput["ONNX with preprocessing"] = time_images(session.score, pixels, settings.repeats)
     return Trial(
         arm=KIZU,
         seed=seed,
@@ -266,17 +252,25 @@ def _run_kizu(material: Material, settings: GanomalyBenchmarkSettings, seed: int
     )
 
 
-def run_anomalib(
-    material: Material,
-    settings: GanomalyBenchmarkSettings,
-    seed: int,
-    arm: str,
-    python: Path,
-    folder: Path,
-    export: bool = True,
-) -> Trial:
-    """Train and score anomalib in its own process; its ONNX file is timed here, in Kizu's ONNX Runtime."""
-    job = PeerJob(
+def _kizu_method(settings: GanomalyBenchmarkSettings, seed: int) -> GANomalyMethod:
+    torch.manual_seed(seed)
+    section = DetectorSection(
+        kind="ganomaly",
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        options={"features": settings.features, "latent": settings.latent},
+    )
+    method = GANomalyMethod(DetectorContext(settings.geometry, section))
+    method.networks.to(torch.device(settings.device))
+    if settings.device == "cuda":
+        method.networks.to(memory_format=torch.channels_last)
+    return method
+
+
+def _job(
+    material: Material, settings: GanomalyBenchmarkSettings, seed: int, arm: str, folder: Path, export: bool
+) -> PeerJob:
+    return PeerJob(
         train=[material.files[row.path] for row in material.train],
         test=[material.files[row.path] for row in material.test],
         labels=material.labels,
@@ -296,7 +290,19 @@ def run_anomalib(
         export=export,
         folder=str(folder),
     )
-    answer, process_seconds = run_peer(python, job)
+
+
+def run_anomalib(
+    material: Material,
+    settings: GanomalyBenchmarkSettings,
+    seed: int,
+    arm: str,
+    python: Path,
+    folder: Path,
+    export: bool = True,
+) -> Trial:
+    """Train and score anomalib in its own process; its ONNX file is timed here, in Kizu's ONNX Runtime."""
+    answer, process_seconds = run_peer(python, _job(material, settings, seed, arm, folder, export))
     remarks = [f"the whole process took {process_seconds:.0f} s, {answer.import_seconds:.0f} s of it imports"]
     throughput = {"network in torch": answer.throughput["model"], "torch with preprocessing": {}}
     throughput["torch with preprocessing"] = answer.throughput["pipeline"]
@@ -305,7 +311,11 @@ def run_anomalib(
         remarks.append(f"no ONNX export: {answer.onnx_error}")
     elif answer.onnx:
         try:
-            rates["ONNX with preprocessing"], astray = _time_peer_onnx(material, settings, answer)
+            images = [material.manifest.image(material.test[i]) for i in material.timed]
+            expected = [answer.scores[i] for i in material.timed]
+            rates["ONNX with preprocessing"], astray = time_onnx(
+                Path(answer.onnx), images, expected, settings.device, settings.threads, settings.repeats
+            )
             remarks.append(f"its ONNX scores differ from its torch scores by up to {astray:.2%}")
         except Exception as error:  # noqa: BLE001 - a file that ONNX Runtime refuses is a finding
             remarks.append(f"its ONNX export does not run: {str(error)[:200]}")
@@ -322,69 +332,6 @@ def run_anomalib(
         versions=answer.versions,
         remarks=tuple(remarks),
     )
-
-
-def _time_network(
-    networks: GANomaly,
-    geometry: InputGeometry,
-    pixels: Sequence[NDArray[np.uint8]],
-    device: torch.device,
-    repeats: int,
-) -> dict[int, float]:
-    prepare = Geometry(geometry)
-    with torch.inference_mode():
-        prepared = [prepare(torch.tensor(image)[None]).to(device) for image in pixels]
-        found = {}
-        for size in TIMED_BATCHES:
-            batches = [torch.cat(prepared[i : i + size]) for i in range(0, len(prepared), size)]
-            found[size] = _rate(lambda batch: networks(batch)[0].cpu(), batches, repeats)
-    return found
-
-
-def _time_images(
-    score: Callable[[NDArray[Any]], object], pixels: Sequence[NDArray[Any]], repeats: int
-) -> dict[int, float]:
-    alike = len({image.shape for image in pixels}) == 1
-    return {
-        size: _rate(score, [np.stack(pixels[i : i + size]) for i in range(0, len(pixels), size)], repeats)
-        for size in TIMED_BATCHES
-        if alike or size == 1
-    }
-
-
-def _time_peer_onnx(
-    material: Material, settings: GanomalyBenchmarkSettings, answer: PeerAnswer
-) -> tuple[dict[int, float], float]:
-    """Images per second, and the largest relative difference of a score from torch's."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.threads
-    options.log_severity_level = 3
-    cuda = ["CUDAExecutionProvider"] if settings.device == "cuda" else []
-    session = onnxruntime.InferenceSession(str(answer.onnx), options, providers=[*cuda, "CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    images = [material.manifest.image(material.test[i]) for i in material.timed]
-    # What anomalib's graph takes: RGB in [0, 1], channels first. Making that is not timed, for its benefit.
-    tensors = [
-        np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)).transpose(2, 0, 1), dtype=np.float32) / 255
-        for image in images
-    ]
-    rates = _time_images(lambda batch: session.run(None, {name: batch}), tensors, settings.repeats)
-    scores = np.array([session.run(["pred_score"], {name: tensor[None]})[0].item() for tensor in tensors])
-    expected = np.array([answer.scores[i] for i in material.timed])
-    return rates, float(np.max(np.abs(scores - expected) / np.maximum(np.abs(expected), 1e-12)))
-
-
-def _rate(function: Callable[[Any], object], batches: Sequence[Any], repeats: int) -> float:
-    """Median over the repeats of images per second, after one pass that is not counted."""
-    images = sum(len(batch) for batch in batches)
-    rates = []
-    for repeat in range(repeats + 1):
-        began = time.perf_counter()
-        for batch in batches:
-            function(batch)
-        if repeat:
-            rates.append(images / (time.perf_counter() - began))
-    return statistics.median(rates)
 
 
 def _decodes_alike(path: Path, pixels: NDArray[np.uint8]) -> bool:

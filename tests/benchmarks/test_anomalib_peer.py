@@ -16,19 +16,6 @@ from kizu.training.data.render import render_boards
 
 ENVIRONMENT = Path(os.environ.get("KIZU_BENCH_ENVIRONMENT", Path(__file__).parents[2] / "var/bench/anomalib-venv"))
 
-STAND_IN = """
-import json, sys
-job = json.load(open(sys.argv[1]))
-answer = {
-    "scores": [float(label) for label in job["labels"]][: {scores}],
-    "prepare_seconds": 0.1, "train_seconds": 2.0, "loading_seconds": 0.2, "import_seconds": 1.0,
-    "updates": 3, "parameters": 10, "onnx": None, "onnx_error": "there is none",
-    "throughput": {"model": {"32": 5.0, "1": 2.0}, "pipeline": {"1": 1.0}},
-    "versions": {"anomalib": "0"},
-}
-json.dump(answer, open(sys.argv[2], "w"))
-"""
-
 
 @pytest.fixture(scope="module")
 def boards(tmp_path_factory) -> Manifest:
@@ -41,14 +28,8 @@ def settings() -> GanomalyBenchmarkSettings:
     return GanomalyBenchmarkSettings(size=32, epochs=1, features=4, latent=8, batch_size=8, threads=1, repeats=1)
 
 
-def stand_in(monkeypatch, tmp_path, code):
-    driver = tmp_path / "driver.py"
-    driver.write_text(code, encoding="utf-8")
-    monkeypatch.setattr(peer, "DRIVER", driver)
-
-
-def test_job_and_answer_go_to_the_driver_and_back(boards, settings, tmp_path, monkeypatch):
-    stand_in(monkeypatch, tmp_path, STAND_IN.replace("{scores}", "1000"))
+def test_job_and_answer_go_to_the_driver_and_back(boards, settings, tmp_path, stand_in):
+    stand_in()
     material = gather(boards, settings, tmp_path / "pixels")
     trial = run_anomalib(material, settings, 7, TANH, Path(sys.executable), tmp_path / "run")
     assert trial.scores["latent"] == [float(label) for label in material.labels]
@@ -64,15 +45,15 @@ def test_job_and_answer_go_to_the_driver_and_back(boards, settings, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("changes", "said"),
     [
-        (STAND_IN.replace("{scores}", "1"), "scored 1 of"),
-        ("raise SystemExit('no memory left')", "no memory left"),
-        ("", "no valid answer"),
+        ({"scores": 1}, "scored 1 of"),
+        ({"code": "raise SystemExit('no memory left')"}, "no memory left"),
+        ({"code": ""}, "no valid answer"),
     ],
 )
-def test_a_driver_that_fails_is_an_error_that_says_why(boards, settings, tmp_path, monkeypatch, code, said):
-    stand_in(monkeypatch, tmp_path, code)
+def test_a_driver_that_fails_is_an_error_that_says_why(boards, settings, tmp_path, stand_in, changes, said):
+    stand_in(**changes)
     material = gather(boards, settings, tmp_path / "pixels")
     with pytest.raises(peer.PeerError, match=said):
         run_anomalib(material, settings, 0, IMAGENET, Path(sys.executable), tmp_path / "run")
@@ -121,6 +102,7 @@ def test_kizus_side_trains_once_and_scores_both_ways(boards, settings, tmp_path)
 @pytest.mark.parametrize("arm", [IMAGENET, TANH])
 def test_anomalib_itself(boards, settings, tmp_path, arm):
     python = peer.environment_python(ENVIRONMENT)
+    assert python is not None
     material = gather(boards, settings, tmp_path / "pixels")
     trial = run_anomalib(material, settings, 0, arm, python, tmp_path / "run")
     assert len(trial.scores["latent"]) == len(material.test)

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike, NDArray
 
-from benchmarks.ganomaly_figures import compare, paired_difference
+from benchmarks.ganomaly_figures import Difference, compare, paired_difference
 from benchmarks.ganomaly_report import headline, render_markdown, tables
 from benchmarks.ganomaly_trials import ARMS, IMAGENET, KIZU, TANH, Trial, schedule
 from kizu.training.evaluation.ranking import auroc
@@ -99,19 +100,29 @@ def test_report_has_every_figure_and_no_path():
     assert len(tables(figures)) == 4
 
 
+def difference(first: ArrayLike, second: ArrayLike) -> Difference:
+    found = paired_difference(first, second, LABELS)
+    assert found is not None
+    return found
+
+
+def auroc_of(scores: NDArray[np.float64]) -> float:
+    labels = np.array(LABELS)
+    found = auroc(scores[labels == 1], scores[labels == 0])
+    assert found is not None
+    return found.value
+
+
 def test_paired_difference_is_that_of_the_two_aurocs_and_tighter_for_scores_that_agree():
     rng = np.random.default_rng(3)
     labels = np.array(LABELS)
     first = rng.normal(size=50) + labels
     alike, apart = first + 0.05 * rng.normal(size=50), rng.normal(size=50) + labels
     for second in (alike, apart):
-        expected = (
-            auroc(first[labels == 1], first[labels == 0]).value - auroc(second[labels == 1], second[labels == 0]).value
-        )
-        assert paired_difference(first, second, labels).value == pytest.approx(expected)
-    near, far = paired_difference(first, alike, labels), paired_difference(first, apart, labels)
+        assert difference(first, second).value == pytest.approx(auroc_of(first) - auroc_of(second))
+    near, far = difference(first, alike), difference(first, apart)
     assert near.upper - near.lower < (far.upper - far.lower) / 2
-    same = paired_difference(first, first, labels)
+    same = difference(first, first)
     assert (same.value, same.lower, same.upper) == (0, 0, 0)
     assert paired_difference([1.0, 2.0], [1.0, 2.0], [0, 1]) is None
 
@@ -124,5 +135,6 @@ def test_paired_interval_covers_the_true_difference():
     for _ in range(400):
         shared = rng.normal(size=140) + labels
         found = paired_difference(shared + 0.7 * rng.normal(size=140), shared + 0.7 * rng.normal(size=140), labels)
+        assert found is not None
         covered += found.lower <= 0 <= found.upper
     assert 0.91 <= covered / 400 <= 0.985

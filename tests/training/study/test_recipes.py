@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pytest
 
@@ -113,7 +113,7 @@ def test_a_remedy_changes_the_generator(remedy: Remedy, field: str, value: objec
 
 
 def test_a_remedy_changes_the_detector() -> None:
-    def detector(remedy: Remedy, source: Source = Source.GAN_PLACED) -> tuple[str, dict[str, object]]:
+    def detector(remedy: Remedy, source: Source = Source.GAN_PLACED) -> tuple[str, Mapping[str, object]]:
         section = recipe_of(Arm(HALF, source, remedy=remedy), WITH_GAN, 0, ROWS, ROWS).detector[0]
         return section.kind, section.options
 

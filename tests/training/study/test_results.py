@@ -34,7 +34,9 @@ def test_the_interval_covers_the_true_gain_as_often_as_it_says():
     shared = rng.normal(0.8, 0.1, (3000, 5))  # what a seed does to both arms alike
     first, second = shared + rng.normal(0.03, 0.02, (3000, 5)), shared + rng.normal(0, 0.01, (3000, 5))
     gains = [paired_gain(a, b) for a, b in zip(first, second, strict=True)]
-    covered = np.mean([gain.lower <= 0.03 <= gain.upper for gain in gains])
+    bounds = [(gain.lower, gain.upper) for gain in gains if gain.lower is not None and gain.upper is not None]
+    assert len(bounds) == len(gains)
+    covered = np.mean([lower <= 0.03 <= upper for lower, upper in bounds])
     assert covered == pytest.approx(0.95, abs=0.016)  # four standard errors
 
 

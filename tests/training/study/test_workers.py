@@ -70,8 +70,14 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 
 def test_what_a_worker_raises_arrives_and_those_that_still_work_end():
     began = time.monotonic()
-    with pytest.raises(ValueError, match="invalid literal"), pool(2) as workers:
-        [workers.submit(time.sleep, 300), workers.submit(int, "no number")][1].result()
+
+    def wait_for_an_error() -> None:
+        with pool(2) as workers:
+            workers.submit(time.sleep, 300)
+            workers.submit(int, "no number").result()
+
+    with pytest.raises(ValueError, match="invalid literal"):
+        wait_for_an_error()
     assert time.monotonic() - began < 200
 
 

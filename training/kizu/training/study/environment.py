@@ -115,7 +115,7 @@ def _kizu_version() -> str:
     folder = Path(__file__).parent
     try:
         commit = _git(folder, "rev-parse", "--short", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", ".")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", ":/")
     except (OSError, subprocess.SubprocessError):
         return __version__
     return f"{__version__} (commit {commit}{', with uncommitted changes' if changed else ''})"

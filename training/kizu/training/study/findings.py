@@ -57,9 +57,9 @@ def sentences(summaries: Sequence[ArmSummary]) -> list[str]:
     if not compared:
         return []
     verdicts = Counter(found.gains[other][AIM].verdict for found, other in compared if found.arm != Arm(ALL))
-    told = []
+    lines = []
     if verdicts:
-        told.append(
+        lines.append(
             f"Specificity at FNR 1 %, {verdicts.total()} arms against the same real data alone: {verdicts['better']} "
             f"better, {verdicts['worse']} worse, {verdicts[NOT_SIGNIFICANT]} without significant difference"
             + (f"; {verdicts[NO_INTERVAL]} have one seed alone." if verdicts[NO_INTERVAL] else ".")
@@ -68,11 +68,11 @@ def sentences(summaries: Sequence[ArmSummary]) -> list[str]:
     if added and Arm(ALL) in arms:
         goal = arms[Arm(ALL)].measures[AIM].mean
         reached = sum(found.measures[AIM].mean >= goal for found in added)
-        told.append(
+        lines.append(
             f"Half of the real data with synthetic NG reaches the mean of all real data ({percent(goal)}) in "
             f"{reached} of {len(added)} arms."
         )
-    return [*told, _on_seeds(min(len(found.seeds) for found in summaries))]
+    return [*lines, _on_seeds(min(len(found.seeds) for found in summaries))]
 
 
 def compared_with(found: ArmSummary) -> Arm | None:

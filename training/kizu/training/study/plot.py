@@ -131,7 +131,7 @@ def _key(x: float, y: float) -> list[str]:
 
 
 def _fitted(name: str) -> str:
-    """Short enough for its place; the whole is in the tooltip."""
+    """Label cut to the width of its column; the whole is in the tooltip."""
     return name if len(name) <= 44 else name[:43].rstrip() + "…"
 
 
