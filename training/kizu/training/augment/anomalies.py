@@ -157,7 +157,7 @@ def altered(images: Tensor) -> Tensor:
 
 
 def _flat(images: Tensor) -> Tensor:
-    """Of one colour each: any, or one of the image's own."""
+    """Fill each with one colour: any, or one of the image's own."""
     count, channels, height, width = images.shape
     at = torch.randint(0, height * width, (count, 1, 1), device=images.device).expand(-1, channels, -1)
     own = images.flatten(2).gather(2, at)[..., None]

@@ -45,7 +45,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class _Look:
-    """What the images of one board have in common."""
+    """Properties that all images of one board share."""
 
     tint: Floats
     gain: float

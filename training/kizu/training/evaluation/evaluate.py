@@ -30,7 +30,7 @@ SplitChoice = Literal["auto", "test", "calibration", "train", "all"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_bundle` found."""
+    """Result of `evaluate_bundle`."""
 
     metrics: DetectionMetrics
     report_html: str

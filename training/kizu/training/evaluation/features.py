@@ -1,4 +1,4 @@
-"""What turns images into features for the generator metrics: Inception where its file is at hand, or a net of our own.
+"""Feature extractors for the generator metrics: Inception from a local file, or a network trained on the images.
 
 Notable here:
 - Nothing is downloaded, and no weights are ever replaced by random ones: a missing file is an error.
@@ -51,7 +51,7 @@ class FeatureExtractor(Protocol):
 
     @property
     def is_inception(self) -> bool:
-        """Whether a Fréchet distance of these features may be called FID."""
+        """True where a Fréchet distance of these features may be called FID."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Uint8 [N, C, H, W] → float32 [N, d] on the CPU; in batches."""

@@ -1,4 +1,4 @@
-"""How well a score ranks NG above OK, with intervals that also hold where the sample is small or perfectly separated.
+"""Ranking of NG above OK by a score (AUROC), with intervals that hold for small or perfectly separated samples too.
 
 Notable here:
 - AUROC by midranks with DeLong's variance on the logit scale: O(n log n), and the interval stays inside [0, 1].
