@@ -9,13 +9,16 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 
-FROM ${PYTHON_IMAGE} AS build
+FROM ${PYTHON_IMAGE} AS uv
 ENV UV_NO_CACHE=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never
 WORKDIR /src
 COPY bootstrap.lock ./
 RUN python -m venv /opt/uv \
  && /opt/uv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes -r bootstrap.lock
+
+
 # `kizu` is a namespace package: the wheel gets the parts that are here.
+FROM uv AS wheel
 COPY pyproject.toml README.md LICENSE docker/build.lock ./
 COPY models/ models/
 COPY service/ service/
@@ -23,20 +26,22 @@ COPY cli/ cli/
 RUN /opt/uv/bin/uv build --wheel --build-constraints build.lock --require-build-hashes --out-dir dist .
 
 
-# Dependencies first: a change of the code alone keeps their layer. Kizu's own wheel comes without its dependencies,
-# which the lock holds; the CPU image has `onnxruntime` where pyproject.toml asks for `onnxruntime-gpu`.
-FROM build AS build-cpu
+# Dependencies come before the wheel: a change of the code alone keeps their layer. The wheel is installed without its
+# dependencies, which the lock holds; the CPU image has `onnxruntime` where pyproject.toml asks for `onnxruntime-gpu`.
+FROM uv AS build-cpu
 COPY docker/service-cpu.lock ./
 RUN /opt/uv/bin/uv venv --relocatable /opt/kizu \
- && /opt/uv/bin/uv pip install --python /opt/kizu/bin/python --require-hashes -r service-cpu.lock \
- && /opt/uv/bin/uv pip install --python /opt/kizu/bin/python --no-deps dist/*.whl
+ && /opt/uv/bin/uv pip install --python /opt/kizu/bin/python --require-hashes -r service-cpu.lock
+COPY --from=wheel /src/dist dist
+RUN /opt/uv/bin/uv pip install --python /opt/kizu/bin/python --no-deps dist/*.whl
 
 
-FROM build AS build-gpu
+FROM uv AS build-gpu
 COPY docker/service-gpu.lock ./
 RUN /opt/uv/bin/uv venv --relocatable /opt/kizu \
- && /opt/uv/bin/uv pip install --python /opt/kizu/bin/python --require-hashes -r service-gpu.lock \
- && /opt/uv/bin/uv pip install --python /opt/kizu/bin/python --no-deps dist/*.whl
+ && /opt/uv/bin/uv pip install --python /opt/kizu/bin/python --require-hashes -r service-gpu.lock
+COPY --from=wheel /src/dist dist
+RUN /opt/uv/bin/uv pip install --python /opt/kizu/bin/python --no-deps dist/*.whl
 
 
 FROM ${PYTHON_IMAGE} AS runtime
