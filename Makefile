@@ -41,8 +41,16 @@ format: $(STAMP)  ## put code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(STAMP)  ## renew requirements.lock and bootstrap.lock
-	echo uv | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-header --upgrade - -o bootstrap.lock
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-header --upgrade --extra dev pyproject.toml -o requirements.lock
+# UPGRADE= keeps the versions that are locked and only adds what is missing. The images' locks take the versions of
+# requirements.lock. service-cpu.overrides exchanges the GPU build of ONNX Runtime for the small CPU build.
+UPGRADE ?= --upgrade
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+COMPILE_IMAGE := $(COMPILE) --constraint requirements.lock pyproject.toml
+
+lock: $(STAMP)  ## renew requirements.lock, bootstrap.lock and the locks of the images
+	echo uv | $(COMPILE) $(UPGRADE) - -o bootstrap.lock
+	$(COMPILE) $(UPGRADE) --extra dev pyproject.toml -o requirements.lock
+	echo 'hatchling>=1.27' | $(COMPILE) $(UPGRADE) --constraint requirements.lock - -o docker/build.lock
+	$(COMPILE_IMAGE) $(UPGRADE) --extra service --override docker/service-cpu.overrides -o docker/service-cpu.lock
+	$(COMPILE_IMAGE) $(UPGRADE) --extra service --extra gpu -o docker/service-gpu.lock
+	$(COMPILE_IMAGE) $(UPGRADE) --extra service --extra training --extra gpu -o docker/training.lock
