@@ -25,12 +25,11 @@ demo: $(STAMP)  ## render boards, train, serve on 127.0.0.1:8000, inspect them (
 	$(BIN)/kizu demo $(if $(EXIT),--exit)
 
 # One thread for each process: threads that share cores wait for each other more than they work. In the order of the files:
-# xdist would put files with few tests last, and these are the longest. What starts processes of its own, one per seed,
-# comes last.
-test: $(STAMP)  ## run the test suite (ARGS="-n 0 -k name" for one test)
+# xdist would put files with few tests last, and these are the longest.
+test: $(STAMP)  ## run the test suite, then say what it covers (ARGS="-n 0 -k name" for one test)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-	  -m "not alone" $(ARGS)
-	$(BIN)/python -m pytest -m alone $(ARGS) || test $$? -eq 5
+	  $(if $(ARGS),$(ARGS),--cov --cov-report=)
+	$(if $(ARGS),,@echo "lines covered by the tests: $$($(BIN)/coverage report --format=total) %")
 
 check: $(STAMP)  ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -213,7 +213,7 @@ def _powers_of_two(count: int, side: int, finest: float, device: torch.device | 
 
 
 def _next_power_of_two(value: float) -> int:
-    return 2 ** max(0, math.ceil(math.log2(value)))
+    return 1 << max(0, math.ceil(math.log2(value)))
 
 
 def _fade(t: Tensor) -> Tensor:

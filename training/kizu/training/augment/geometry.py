@@ -177,9 +177,10 @@ class _BilinearAdjoint(torch.autograd.Function):
     def forward(values: Tensor, grid: Tensor, size: torch.Size) -> Tensor:
         images = values.new_zeros(*values.shape[:2], *size)
         bilinear, border, align_corners = 0, 1, True
-        return torch.ops.aten.grid_sampler_2d_backward(
+        gradient: Tensor = torch.ops.aten.grid_sampler_2d_backward(
             values.contiguous(), images, grid, bilinear, border, align_corners, [True, False]
         )[0]
+        return gradient
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, torch.Size], output: Tensor) -> None:  # noqa: ARG004

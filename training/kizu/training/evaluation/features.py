@@ -107,7 +107,7 @@ class _FidelityInception(nn.Module):
 
     def __init__(self, weights: dict[str, Any]):
         super().__init__()
-        from torch_fidelity import FeatureExtractorInceptionV3  # type: ignore[import-untyped]
+        from torch_fidelity import FeatureExtractorInceptionV3
 
         # The library unpickles whatever the file holds; what it gets to read is our own copy of the checked tensors.
         copy = io.BytesIO()
@@ -117,7 +117,8 @@ class _FidelityInception(nn.Module):
             self.network = FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=copy)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)[0]
+        features: Tensor = self.network(images)[0]
+        return features
 
 
 class _TorchvisionInception(nn.Module):
@@ -125,7 +126,7 @@ class _TorchvisionInception(nn.Module):
 
     def __init__(self, weights: dict[str, Any]):
         super().__init__()
-        from torchvision.models import inception_v3  # type: ignore[import-untyped]
+        from torchvision.models import inception_v3
 
         with torch.random.fork_rng(devices=[]):
             self.network = inception_v3(weights=None, init_weights=False)
@@ -135,7 +136,8 @@ class _TorchvisionInception(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         scaled = images.float() / 127.5 - 1
-        return self.network(F.interpolate(scaled, (299, 299), mode="bilinear", antialias=True))
+        features: Tensor = self.network(F.interpolate(scaled, (299, 299), mode="bilinear", antialias=True))
+        return features
 
 
 class ContrastiveExtractor(nn.Module):
@@ -184,7 +186,8 @@ class ContrastiveExtractor(nn.Module):
         """[N, C, h, w] in [−1, 1] → [N, 128], not standardised."""
         maps = self.trunk(images)
         # The mean tells what an image is made of; the maximum keeps a defect that covers a hundredth of it.
-        return self.pooled(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
+        features: Tensor = self.pooled(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
+        return features
 
     def save(self, path: Path) -> None:
         """Write what `load_extractor` reads, whole or not at all."""

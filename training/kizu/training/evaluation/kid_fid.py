@@ -301,7 +301,8 @@ def _weighted_within(x: Floats, w: Floats) -> Floats:
     np.fill_diagonal(kernel, 0)
     pairs = np.square(w.sum(axis=1)) - np.square(w).sum(axis=1)
     # Of two or three images a resample may be one image alone, which has no pair and says nothing: 0 / 1.
-    return ((w @ kernel) * w).sum(axis=1) / np.maximum(pairs, 1)
+    within: Floats = ((w @ kernel) * w).sum(axis=1) / np.maximum(pairs, 1)
+    return within
 
 
 def _share_within(points: Floats, manifold: Floats, k: int) -> float:

@@ -137,7 +137,8 @@ def _counts(levels: NDArray[np.intp], size: int) -> NDArray[np.int64]:
 def _precision_area(ng: NDArray[np.int64], ok: NDArray[np.int64]) -> NDArray[np.float64]:
     caught = ng.cumsum(axis=1)
     flagged = caught + ok.cumsum(axis=1)
-    return (ng * caught / np.maximum(flagged, 1)).sum(axis=1) / caught[:, -1]
+    area: NDArray[np.float64] = (ng * caught / np.maximum(flagged, 1)).sum(axis=1) / caught[:, -1]
+    return area
 
 
 def _separated_precision(m: int, n: int, confidence: float) -> float:

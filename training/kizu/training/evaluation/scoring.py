@@ -46,11 +46,15 @@ class Scored:
 
     @property
     def ng(self) -> NDArray[np.float32]:
-        return self.scores[self.labels == 1]
+        """Scores of the NG rows."""
+        scores: NDArray[np.float32] = self.scores[self.labels == 1]
+        return scores
 
     @property
     def ok(self) -> NDArray[np.float32]:
-        return self.scores[self.labels == 0]
+        """Scores of the OK rows."""
+        scores: NDArray[np.float32] = self.scores[self.labels == 0]
+        return scores
 
     @property
     def images_per_second(self) -> float | None:
