@@ -1,4 +1,4 @@
-"""Inspections as they come in and go out."""
+"""API schemas of inspections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VerdictFilter = Literal["OK", "NG", "REVIEW"]
 
 
 class Metadata(BaseModel):
-    """What a camera says about an image, in the query or as form fields."""
+    """Metadata of an image, in the query or as form fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,7 +29,7 @@ class Metadata(BaseModel):
 
 
 class Filters(BaseModel):
-    """Which inspections to list; all given ones must hold."""
+    """Filters of a list of inspections; all given ones must hold."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,12 +50,29 @@ class ImageView(BaseModel):
     height: int
     media_type: str
 
+    @classmethod
+    def of(cls, inspection: Inspection) -> ImageView:
+        """Return the view of a row's image."""
+        return cls(
+            sha256=inspection.image_sha256,
+            bytes=inspection.image_bytes,
+            width=inspection.width,
+            height=inspection.height,
+            media_type=inspection.media_type,
+        )
+
 
 class Links(BaseModel):
     self: str
     image: str
     heatmap: str
     reviews: str
+
+    @classmethod
+    def of(cls, inspection: Inspection) -> Links:
+        """Return the links of a row."""
+        base = f"/v1/inspections/{inspection.id}"
+        return cls(self=base, image=f"{base}/image", heatmap=f"{base}/heatmap", reviews=f"{base}/reviews")
 
 
 class InspectionView(BaseModel):
@@ -78,8 +95,7 @@ class InspectionView(BaseModel):
 
     @classmethod
     def of(cls, inspection: Inspection, model: Model) -> InspectionView:
-        """The view of a row; the same every time, since neither row changes in what is shown."""
-        base = f"/v1/inspections/{inspection.id}"
+        """Return the view of a row; the same every time, since neither row changes in what is shown."""
         return cls(
             id=inspection.id,
             recipe=inspection.recipe,
@@ -93,14 +109,8 @@ class InspectionView(BaseModel):
             station=inspection.station,
             captured_at=inspection.captured_at,
             received_at=inspection.received_at,
-            image=ImageView(
-                sha256=inspection.image_sha256,
-                bytes=inspection.image_bytes,
-                width=inspection.width,
-                height=inspection.height,
-                media_type=inspection.media_type,
-            ),
-            links=Links(self=base, image=f"{base}/image", heatmap=f"{base}/heatmap", reviews=f"{base}/reviews"),
+            image=ImageView.of(inspection),
+            links=Links.of(inspection),
         )
 
 
@@ -123,8 +133,7 @@ class InspectionSummary(BaseModel):
 
     @classmethod
     def of(cls, inspection: Inspection, model: ModelVersion) -> InspectionSummary:
-        """The summary of a row."""
-        base = f"/v1/inspections/{inspection.id}"
+        """Return the summary of a row."""
         return cls(
             id=inspection.id,
             recipe=inspection.recipe,
@@ -138,5 +147,5 @@ class InspectionSummary(BaseModel):
             captured_at=inspection.captured_at,
             received_at=inspection.received_at,
             label=inspection.label,  # type: ignore[arg-type]
-            links=Links(self=base, image=f"{base}/image", heatmap=f"{base}/heatmap", reviews=f"{base}/reviews"),
+            links=Links.of(inspection),
         )

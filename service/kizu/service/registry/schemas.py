@@ -1,4 +1,4 @@
-"""Models as the API shows them."""
+"""API schemas of models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Certificate(BaseModel):
 
     @classmethod
     def of(cls, model: Model) -> Certificate:
-        """The certificate of a model."""
+        """Return the certificate of a model."""
         point = model.operating_point
         return cls(
             statement=model.statement,
@@ -60,7 +60,7 @@ class ModelView(BaseModel):
 
     @classmethod
     def of(cls, model: Model, champion_id: str | None) -> ModelView:
-        """The view of a row."""
+        """Return the view of a row."""
         point = model.operating_point
         return cls(
             id=model.id,

@@ -1,4 +1,4 @@
-"""Reviews as they come in and go out, and the queue of what to review."""
+"""API schemas of reviews and of the review queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Label = Literal["OK", "NG"]
 
 
 class NewReview(BaseModel):
-    """What a person found."""
+    """A person's label of an inspection."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,7 +46,7 @@ class ReviewView(BaseModel):
 
 
 class InspectionDetail(InspectionView):
-    """An inspection with what people found."""
+    """An inspection with its reviews."""
 
     label: Label | None = Field(description="The latest review's; null: not reviewed.")
     reviews: list[ReviewView] = Field(description="Oldest first; the last one counts.")
