@@ -114,7 +114,7 @@ def test_a_full_queue_is_said_at_once_and_a_late_score_in_time() -> None:
         assert (await busy).score == 1
         assert (await batcher.score(image(4), soon())).score == 4
 
-    # Whoever gave up is not scored.
+    # A request past its deadline is not scored.
     assert [batch[0] for batch in run(scenario, queue_size=3, wait=0.0).batches] == [1, 1]
 
 

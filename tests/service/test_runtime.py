@@ -90,7 +90,7 @@ def test_versions_out_of_use_are_let_go_but_come_back_on_demand(
         assert (await old.score(IMAGE, time.monotonic() + 5)).score == pytest.approx(0.2)
         await runtime.version(second)
         await asyncio.sleep(0.1)
-        runtime.forget_champions()
+        runtime.invalidate_champions()
         await runtime.champions()
         assert runtime.state(first)[0] == "not loaded"
         assert runtime.state(second)[0] == "loaded"
@@ -116,7 +116,7 @@ def test_a_damaged_bundle_is_not_read_again_for_every_request(
             with pytest.raises(ModelUnusableError, match="SHA-256") as refused:
                 await runtime.champion("r")
             assert refused.value.model_id == model_id
-        runtime.try_again(model_id)
+        runtime.clear_failure(model_id)
         assert runtime.state(model_id)[0] == "not loaded"
 
     run(database, settings, scenario)

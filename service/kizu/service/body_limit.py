@@ -29,6 +29,7 @@ class BodyLimitMiddleware:
         self.limit_of = limit_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, with its body limited."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

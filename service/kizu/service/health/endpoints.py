@@ -21,11 +21,15 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
+    """A process that is alive."""
+
     status: Literal["ok"] = "ok"
     version: str = __version__
 
 
 class RecipeState(BaseModel):
+    """The state of a recipe's champion."""
+
     recipe: str
     champion: str | None = Field(description="Id of the model that decides; null: none was promoted.")
     state: Literal["loaded", "unusable", "no champion"]
@@ -34,6 +38,8 @@ class RecipeState(BaseModel):
 
 
 class Readiness(BaseModel):
+    """A service that can inspect."""
+
     status: Literal["ready"] = "ready"
     schema_version: str
     recipes: list[RecipeState]
@@ -41,7 +47,7 @@ class Readiness(BaseModel):
 
 @router.get("/healthz", summary="Is the process alive?")
 async def get_health() -> Health:
-    """Says nothing about whether it can serve; see `/readyz`."""
+    """Return 200 while the process is alive; `/readyz` says whether it can serve."""
     return Health()
 
 
@@ -51,7 +57,7 @@ async def get_readiness(
     database: Annotated[Database, injected(Database)],
     runtime: Annotated[Runtime, injected(Runtime)],
 ) -> Readiness:
-    """200 while inspections can be served; 503 while draining, without its database, or with no usable champion.
+    """Return 200 while inspections can be served; 503 while draining, without database, or with no usable champion.
 
     Recipes whose champion is unusable are listed with the reason; the others are not affected.
     """

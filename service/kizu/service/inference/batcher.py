@@ -131,7 +131,7 @@ class Batcher:
                 return
 
     def _take(self) -> list[_Waiting]:
-        """The oldest request still in time, and the others that may share its batch."""
+        """Remove and return the oldest request still in time, with the others that may share its batch."""
         batch: list[_Waiting] = []
         kept: list[_Waiting] = []
         pixels = 0

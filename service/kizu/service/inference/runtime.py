@@ -90,8 +90,8 @@ class Runtime:
                     self._unload_idle()
         return self._champions
 
-    def forget_champions(self) -> None:
-        """Ask the database before the next inspection."""
+    def invalidate_champions(self) -> None:
+        """Read the champions from the database before the next inspection."""
         self._invalidations += 1
         self._champions_until = 0.0
 
@@ -105,8 +105,8 @@ class Runtime:
         """
         champions = await self.champions()
         if champions.get(recipe) is None:
-            # Perhaps it was added a moment ago by another process; nobody should be refused for our memory's sake.
-            self.forget_champions()
+            # Another process may have added it a moment ago; a stale cache must not refuse a request.
+            self.invalidate_champions()
             champions = await self.champions()
         if recipe not in champions:
             raise UnknownRecipeError(recipe)
@@ -130,12 +130,12 @@ class Runtime:
         loaded.last_used = time.monotonic()
         return loaded
 
-    def try_again(self, model_id: str) -> None:
-        """Forget that a version was unusable: its bundle has been put right."""
+    def clear_failure(self, model_id: str) -> None:
+        """Drop the record that a version was unusable: its bundle has been repaired."""
         self._unusable.pop(model_id, None)
 
     async def preload(self) -> None:
-        """Load every champion; unusable ones are logged and left."""
+        """Load every champion; unusable ones are logged and skipped."""
         for model_id in (await self.champions()).values():
             if model_id is not None:
                 try:

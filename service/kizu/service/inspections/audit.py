@@ -1,8 +1,8 @@
 """Audit samples: passed inspections selected at random for review, so that the FNR can be estimated.
 
 Notable here:
-- Selection is a keyed hash of the inspection's id: nobody without the installation's key can foresee it, and everybody
-  with it can check that nobody chose.
+- Selection follows from a keyed hash of the inspection's id: it cannot be foreseen without the installation's key, and
+  can be verified with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kizu.models.operating_point import Verdict
 
 @dataclass(frozen=True)
 class AuditDecision:
-    """Whether an inspection is an audit sample."""
+    """The decision whether an inspection is an audit sample."""
 
     probability: float | None
     """The probability of selection; None where the inspection did not pass."""
@@ -25,7 +25,7 @@ class AuditDecision:
 
 
 class AuditSampler:
-    """Selects passed inspections with probability `rate`, in [0, 1]."""
+    """Sampler of passed inspections, with probability `rate` in [0, 1]."""
 
     def __init__(self, key: bytes, rate: float):
         self._key = key

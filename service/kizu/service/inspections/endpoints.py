@@ -64,7 +64,7 @@ async def create_inspection(
 def list_inspections(
     database: Annotated[Database, injected(Database)], query: Annotated[InspectionQuery, Query()]
 ) -> Page[InspectionSummary]:
-    """Pages are stable: inspections that arrive meanwhile change none of the following pages."""
+    """List inspections in stable pages: those that arrive meanwhile change none of the following pages."""
     return listing.page(database, query, decode_cursor(query.cursor), query.limit)
 
 
@@ -80,7 +80,7 @@ def get_image(
     images: Annotated[StoredImages, injected(StoredImages)],
     inspection_id: UUID,
 ) -> Response:
-    """The bytes never change, so the answer may be cached for good."""
+    """Return the image file. Its bytes never change, so the answer may be cached for good."""
     inspection, _ = listing.find(database, inspection_id)
     headers = {
         "ETag": f'"{inspection.image_sha256}"',
@@ -101,7 +101,7 @@ def get_image(
 async def get_heatmap(
     heatmaps: Annotated[HeatmapService, injected(HeatmapService)], inspection_id: UUID, overlay: bool = False
 ) -> Response:
-    """A PNG of the heatmap, on a colour scale that all images of the model share.
+    """Return a PNG of the heatmap, on a colour scale that all images of the model share.
 
     `overlay=true` blends it over the image. The headers `Kizu-Heatmap-Low` and `-High` name the scale's ends, in the
     model's own unit; the heatmap is computed again by the model version that decided.

@@ -45,7 +45,7 @@ class HeatmapPicture:
 
 
 class HeatmapService:
-    """Renders heatmaps, and keeps the pictures used last; lives in the event loop."""
+    """Renderer of heatmaps with a cache of recent pictures; lives in the event loop."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class HeatmapService:
         self._cache: OrderedDict[tuple[UUID, bool], HeatmapPicture] = OrderedDict()
 
     async def picture(self, inspection_id: UUID, overlay: bool) -> HeatmapPicture:
-        """Return an inspection's heatmap, drawn alone or as an overlay on the image.
+        """Return an inspection's heatmap, alone or as an overlay on the image.
 
         Raises:
             Problem: 404 no such inspection, 500 its image is lost.
@@ -104,6 +104,6 @@ class HeatmapService:
         if isinstance(named, list) and len(named) == 2 and all(isinstance(end, int | float) for end in named):
             return ColourScale(float(named[0]), float(named[1]), "bundle")
         with self._database.reading() as session:
-            highest = repository.highest_heat(session, inspection.model_id)
+            highest = repository.highest_heatmap_value(session, inspection.model_id)
         high = max(highest or 0.0, inspection.heatmap_high or 0.0)
         return ColourScale(min(0.0, inspection.heatmap_low or 0.0), high or 1.0, "recent")

@@ -77,7 +77,7 @@ def with_images(session: Session, image_keys: list[str]) -> set[str]:
     return set(session.scalars(query))
 
 
-def highest_heat(session: Session, model_id: str, among: int = 500) -> float | None:
+def highest_heatmap_value(session: Session, model_id: str, among: int = 500) -> float | None:
     """Return the largest heatmap value of the model's latest inspections."""
     latest = (
         sa.select(Inspection.heatmap_high)

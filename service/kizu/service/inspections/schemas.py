@@ -13,8 +13,6 @@ from kizu.service.inspections.tables import Inspection
 from kizu.service.registry.schemas import Certificate, ModelVersion
 from kizu.service.registry.tables import Model
 
-VerdictFilter = Literal["OK", "NG", "REVIEW"]
-
 
 class Metadata(BaseModel):
     """Metadata of an image, in the query or as form fields."""
@@ -37,13 +35,15 @@ class Filters(BaseModel):
     lot: OptionalName = None
     station: OptionalName = None
     serial: OptionalName = None
-    verdict: VerdictFilter | None = None
-    reviewed: bool | None = Field(default=None, description="Whether somebody has reviewed it.")
+    verdict: Verdict | None = None
+    reviewed: bool | None = Field(default=None, description="True: reviewed ones only; false: the others only.")
     since: Moment | None = Field(default=None, description="Received at or after.")
     until: Moment | None = Field(default=None, description="Received before.")
 
 
 class ImageView(BaseModel):
+    """Facts about a stored image."""
+
     sha256: str
     bytes: int
     width: int
@@ -63,6 +63,8 @@ class ImageView(BaseModel):
 
 
 class Links(BaseModel):
+    """Paths of an inspection and of what belongs to it."""
+
     self: str
     image: str
     heatmap: str
@@ -76,7 +78,7 @@ class Links(BaseModel):
 
 
 class InspectionView(BaseModel):
-    """One inspection: what was decided, by whom, and on what."""
+    """One inspection: its verdict, the model version that decided, and the image."""
 
     id: UUID = Field(description="UUIDv7: sorts by time.")
     recipe: str

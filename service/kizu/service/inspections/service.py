@@ -63,7 +63,7 @@ class PendingInspection:
 
 
 class InspectionService:
-    """Turns submissions into inspections; lives in the event loop."""
+    """Inspects submissions; lives in the event loop."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class InspectionService:
         return key_of(submission.data), header
 
     async def _score_and_store_once(self, pending: PendingInspection, key: str) -> tuple[InspectionView, bool]:
-        """Do it under a reservation of the idempotency key, or return what another request stored under it."""
+        """Reserve the idempotency key, score and store; or return what another request stored under the key."""
         station = pending.submission.station
         fingerprint = pending.submission.fingerprint(pending.image_sha256)
         lease = timedelta(seconds=self._settings.request_deadline_s + _LEASE_BEYOND_DEADLINE_S)

@@ -56,7 +56,7 @@ class Inspection(Base):
 
 
 class IdempotencyKey(Base):
-    """A key in use. Without an inspection it is a reservation: somebody works on it until `expires_at`."""
+    """A key in use. Without an inspection it is a reservation, held by a request in work until `expires_at`."""
 
     __tablename__ = "idempotency_keys"
 

@@ -26,7 +26,7 @@ def get_quality(
     group_by: Annotated[GroupBy | None, Query(description="`day` is a day in UTC.")] = None,
     confidence: Annotated[float, Query(ge=0.5, le=0.9999)] = 0.95,
 ) -> QualityReport:
-    """Specificity, FNR, overkill and escape rate from reviewed inspections, each with its counts and bounds.
+    """Return specificity, FNR, overkill and escape rate from reviewed inspections, each with its counts and bounds.
 
     Rates among reviewed parts are biased where mostly flagged parts are reviewed; `caveats` says so, and
     `fnr_estimate` corrects for it with the audit samples.

@@ -51,13 +51,13 @@ async def add_model(request: Request, registry: Registry, promote: Annotated[boo
 
 @router.get("/models", summary="List models, newest first", responses=responses(422))
 def list_models(registry: Registry, recipe: Annotated[OptionalName, Query()] = None) -> ModelList:
-    """All registered models, retired ones included."""
+    """List all registered models, retired ones included."""
     return registry.models(recipe)
 
 
 @router.get("/models/{model_id}", summary="One model", responses=responses(404))
 def get_model(registry: Registry, model_id: str) -> ModelView:
-    """A model with its certificate and metrics."""
+    """Return a model with its certificate and metrics."""
     return registry.model(model_id)
 
 

@@ -15,7 +15,7 @@ from kizu.service.storage.database import insert_or_ignore
 
 
 def recipe_exists(session: Session, name: str) -> bool:
-    """Return whether a model was ever added for the recipe."""
+    """Return True if a model was ever added for the recipe."""
     return session.get(RegisteredRecipe, name) is not None
 
 

@@ -13,7 +13,7 @@ from kizu.service.registry.tables import Model
 
 
 class Certificate(BaseModel):
-    """What the threshold is certified for."""
+    """The certificate of a model's threshold."""
 
     statement: str = Field(description="The certificate in plain words.")
     basis: str
@@ -35,7 +35,7 @@ class Certificate(BaseModel):
 
 
 class ModelVersion(BaseModel):
-    """Which model decided."""
+    """The model version that decided."""
 
     id: str
     name: str = Field(examples=["deeppcb v3"])
@@ -80,4 +80,6 @@ class ModelView(BaseModel):
 
 
 class ModelList(BaseModel):
+    """Registered models."""
+
     items: list[ModelView]

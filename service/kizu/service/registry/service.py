@@ -48,7 +48,7 @@ def add(database: Database, folder: Path, source: Path, device: Device = "auto")
         BundleError: the bundle is incomplete, corrupt or tampered with, or does not score as it must.
     """
     bundle = Bundle.read(source)
-    try_out(bundle, device)
+    check_scoring(bundle, device)
     model_id = bundle.fingerprint[:16]
     _copy(bundle, folder, model_id)
     recipe_name = bundle.manifest.recipe_name
@@ -128,7 +128,7 @@ def status_of(model: Model, champion_id: str | None) -> str:
     return "challenger" if model.retired_at is None else "retired"
 
 
-def try_out(bundle: Bundle, device: Device = "auto") -> None:
+def check_scoring(bundle: Bundle, device: Device = "auto") -> None:
     """Score two random images in grey and in colour; raises BundleError if the outputs have the wrong shape."""
     geometry = bundle.manifest.geometry
     remedy = "Export the bundle again with this version of Kizu."

@@ -18,15 +18,15 @@ from kizu.service.storage.database import Database
 
 
 class ModelRuntime(Protocol):
-    """What the registry asks of the runtime that scores with its models."""
+    """The runtime that scores with the registered models, as far as the registry needs it."""
 
     async def version(self, model_id: str) -> object:
         """Load and verify a version; raises an error where it cannot be used."""
 
-    def try_again(self, model_id: str) -> None:
-        """Forget that a version was unusable."""
+    def clear_failure(self, model_id: str) -> None:
+        """Drop the record that a version was unusable, so that it is loaded again."""
 
-    def forget_champions(self) -> None:
+    def invalidate_champions(self) -> None:
         """Ask the database for the champions before the next inspection."""
 
 
@@ -71,7 +71,7 @@ class ServingRegistry:
         _check_id(model_id)
         await self._runtime.version(model_id)
         model = await run_in_threadpool(service.promote, self._database, model_id)
-        self._runtime.forget_champions()
+        self._runtime.invalidate_champions()
         return await run_in_threadpool(self._view, model)
 
     def retire(self, model_id: str) -> ModelView:
@@ -84,7 +84,7 @@ class ServingRegistry:
         if not recipe.isprintable():
             raise UnknownRecipeError(recipe)
         model = service.rollback(self._database, recipe)
-        self._runtime.forget_champions()
+        self._runtime.invalidate_champions()
         return self._view(model)
 
     def _register(self, uploaded: Path, promote: bool) -> tuple[Model, bool]:
@@ -95,8 +95,8 @@ class ServingRegistry:
         model, is_new = service.add(self._database, settings.bundle_dir(), extracted, settings.device)
         if promote:
             service.promote(self._database, model.id)
-        self._runtime.try_again(model.id)
-        self._runtime.forget_champions()
+        self._runtime.clear_failure(model.id)
+        self._runtime.invalidate_champions()
         return model, is_new
 
     def _view(self, model: Model) -> ModelView:

@@ -50,7 +50,7 @@ class Model(Base):
 
     @cached_property
     def statement(self) -> str:
-        """The certificate in plain words; its bounds take a while to compute."""
+        """The certificate as sentences; its bounds take a while to compute."""
         return self.operating_point.statement()
 
     @property

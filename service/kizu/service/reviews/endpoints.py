@@ -27,7 +27,7 @@ router = APIRouter(prefix="/v1")
     responses=responses(404, 422),
 )
 def get_inspection(database: InjectedDatabase, inspection_id: UUID) -> InspectionDetail:
-    """What was decided, and what people found."""
+    """Return the verdict, what it rests on, and all reviews."""
     return service.detail(database, inspection_id)
 
 
@@ -55,7 +55,9 @@ def get_queue(
     recipe: Annotated[Name, Query(description="Whose inspections.")],
     cursor: Cursor = None,
     limit: Limit = 50,
-    blind: Annotated[bool, Query(description="Leave verdict and score out, so that they sway nobody.")] = True,
+    blind: Annotated[
+        bool, Query(description="Leave verdict and score out, so that they do not bias the reviewer.")
+    ] = True,
 ) -> Queue:
-    """Unreviewed NG and REVIEW verdicts, mixed with audit samples of passed parts."""
+    """List unreviewed NG and REVIEW verdicts, mixed with audit samples of passed parts."""
     return service.queue(database, recipe, decode_cursor(cursor), limit, blind)

@@ -53,12 +53,14 @@ class InspectionDetail(InspectionView):
 
 
 class QueueLinks(BaseModel):
+    """Paths of what a reviewer needs."""
+
     image: str
     reviews: str
 
 
 class QueueItem(BaseModel):
-    """An inspection that waits for a person. What the model thought is left out unless asked for."""
+    """An inspection that waits for a review. Verdict and score are left out unless asked for."""
 
     id: UUID
     recipe: str
@@ -75,6 +77,8 @@ class QueueItem(BaseModel):
 
 
 class Queue(BaseModel):
+    """A page of the review queue."""
+
     items: list[QueueItem]
     next: str | None
     pending: int = Field(description="All that wait, on this page or not.")

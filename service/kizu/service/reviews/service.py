@@ -1,7 +1,7 @@
 """Reviews: store labels, and queue inspections for review.
 
-Flagged inspections and audit samples wait in one queue in which neither can be told from the other: a reviewer who
-knows what the model said finds what the model said.
+Flagged inspections and audit samples share one queue and cannot be distinguished in it: a reviewer who knows the
+model's verdict tends to confirm it.
 """
 
 from __future__ import annotations

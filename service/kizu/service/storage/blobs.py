@@ -3,8 +3,8 @@
 Notable here:
 - `put` returns when the blob would survive a power cut: file written and flushed, renamed, folder flushed.
 - A crash between blob and row leaves a blob that no row names. Serving processes share a lock on the store; one that
-  gets it alone knows that nobody is between the two steps, and only then sweeps. With others alive it leaves the
-  sweep to a later start.
+  gets it exclusively knows that no process is between the two steps, and only then sweeps. With others alive it leaves
+  the sweep to a later start.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def key_of(data: bytes) -> str:
 
 
 class LocalBlobStore:
-    """A folder, with two levels of 256 folders each below it."""
+    """A store in a folder, with two levels of 256 folders each below it."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -110,7 +110,7 @@ class LocalBlobStore:
 
 
 class StoreLock:
-    """A process's share of the store, until `release` or the process's end, however it comes."""
+    """A process's shared lock on the store, until `release` or the end of the process."""
 
     def __init__(self, path: Path, sweep: Callable[[], None]):
         self._file = path.open("ab")
@@ -123,5 +123,5 @@ class StoreLock:
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def release(self) -> None:
-        """Leave the store."""
+        """Release the lock."""
         self._file.close()

@@ -32,12 +32,14 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Convert to UTC; without zone for SQLite."""
         if value is None:
             return None
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Return the instant in UTC."""
         del dialect
         if value is None:
             return None
@@ -116,7 +118,7 @@ class Database:
 
 
 def insert_or_ignore(session: Session, table: type[Base], **values: Any) -> bool:
-    """INSERT unless a row with that key exists; return whether a row was added."""
+    """INSERT unless a row with that key exists; return True if a row was added."""
     connection = session.connection()
     return connection.execute(_insert_or_ignore(table, connection.dialect.name), values).rowcount == 1
 

@@ -36,7 +36,7 @@ def current(database: Database) -> str | None:
 
 
 def upgrade(database: Database) -> bool:
-    """Bring the database to `head`; return whether there was anything to do.
+    """Bring the database to `head`; return True if anything was done.
 
     Raises:
         UserError: the database was written by a newer Kizu, or does not answer.
@@ -72,7 +72,7 @@ def _refuse_newer(revision: str | None) -> None:
 
 @contextmanager
 def _exclusive(database: Database) -> Iterator[sa.Connection]:
-    """One migrating process at a time, and the whole way in one transaction."""
+    """Lock out other migrating processes, and migrate in one transaction."""
     if database.is_sqlite:
         # Rebuilding a table means dropping it, which foreign keys would not survive; they are checked at the end.
         engine = database.engine.execution_options(sqlite_begin="IMMEDIATE")
