@@ -146,7 +146,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas["Problem"] = problems.ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
         for operations in document["paths"].values():
             for operation in operations.values():
-                # FastAPI documents its own shape of validation errors, which `problems` replaces.
+                # FastAPI documents its own shape of validation errors, which `error_handlers` replaces.
                 if "422" in operation["responses"]:
                     operation["responses"]["422"] = problems.responses(422)[422]
         for unused in ("HTTPValidationError", "ValidationError"):
