@@ -25,12 +25,12 @@ def _version(show: bool) -> None:
 
 def build_app() -> typer.Typer:
     """Build the command tree; a part whose extra is missing is left out, and the help says how to install it."""
-    missing = [part for part, (_, package) in PARTS.items() if importlib.util.find_spec(package) is None]
+    missing = [part for part, needs in PARTS.items() if not all(map(_is_installed, needs))]
     app = typer.Typer(
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         help="Automated optical inspection where good parts are plenty and defects scarce."
-        + "".join(f" (For the {part} commands: pip install 'kizu[{part}]'.)" for part in missing),
+        + "".join(_escaped(f" (For the {part} commands: pip install 'kizu[{part}]'.)") for part in missing),
     )
 
     @app.callback()
@@ -60,6 +60,13 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that should hold it
+        return False
 
 
 def _escaped(text: str) -> str:
