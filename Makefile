@@ -25,12 +25,11 @@ demo: $(STAMP)  ## render boards, train, serve on 127.0.0.1:8000, inspect them (
 	$(BIN)/kizu demo $(if $(EXIT),--exit)
 
 # One thread for each process: threads that share cores wait for each other more than they work. In the order of the files:
-# xdist would put files with few tests last, and these are the longest. What starts processes of its own, one per seed,
-# comes last.
-test: $(STAMP)  ## run the test suite (ARGS="-n 0 -k name" for one test)
+# xdist would put files with few tests last, and these are the longest.
+test: $(STAMP)  ## run the test suite, then say what it covers (ARGS="-n 0 -k name" for one test)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-	  -m "not alone" $(ARGS)
-	$(BIN)/python -m pytest -m alone $(ARGS) || test $$? -eq 5
+	  $(if $(ARGS),$(ARGS),--cov --cov-report=)
+	$(if $(ARGS),,@echo "lines covered by the tests: $$($(BIN)/coverage report --format=total) %")
 
 check: $(STAMP)  ## lint, formatting and types
 	$(BIN)/ruff check .
@@ -41,8 +40,16 @@ format: $(STAMP)  ## put code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(STAMP)  ## renew requirements.lock and bootstrap.lock
-	echo uv | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-header --upgrade - -o bootstrap.lock
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-header --upgrade --extra dev pyproject.toml -o requirements.lock
+# UPGRADE= keeps the versions that are locked and only adds what is missing. The images' locks take the versions of
+# requirements.lock. service-cpu.overrides exchanges the GPU build of ONNX Runtime for the small CPU build.
+UPGRADE ?= --upgrade
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+COMPILE_IMAGE := $(COMPILE) --constraint requirements.lock pyproject.toml
+
+lock: $(STAMP)  ## renew requirements.lock, bootstrap.lock and the locks of the images
+	echo uv | $(COMPILE) $(UPGRADE) - -o bootstrap.lock
+	$(COMPILE) $(UPGRADE) --extra dev pyproject.toml -o requirements.lock
+	echo 'hatchling>=1.27' | $(COMPILE) $(UPGRADE) --constraint requirements.lock - -o docker/build.lock
+	$(COMPILE_IMAGE) $(UPGRADE) --extra service --override docker/service-cpu.overrides -o docker/service-cpu.lock
+	$(COMPILE_IMAGE) $(UPGRADE) --extra service --extra gpu -o docker/service-gpu.lock
+	$(COMPILE_IMAGE) $(UPGRADE) --extra service --extra training --extra gpu -o docker/training.lock

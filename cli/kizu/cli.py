@@ -1,4 +1,4 @@
-"""`kizu`: the commands of the rooms that are installed, and one way to report a user's error."""
+"""`kizu`: the commands of the installed parts, and the report of a user's error."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rich.console import Console
 from kizu.errors import UserError
 from kizu.version import __version__
 
-# room → (module with its `register(app)`, a package that only its extra brings)
-ROOMS = {"training": ("kizu.training.cli", "torch"), "service": ("kizu.service.cli", "fastapi")}
+# part → (module with its `register(app)`, a package that only its extra brings)
+PARTS = {"training": ("kizu.training.cli", "torch"), "service": ("kizu.service.cli", "fastapi")}
 
 
 def _version(show: bool) -> None:
@@ -24,13 +24,13 @@ def _version(show: bool) -> None:
 
 
 def build_app() -> typer.Typer:
-    """The command tree; a room whose extra is missing is left out, and the help says how to install it."""
-    missing = [room for room, (_, package) in ROOMS.items() if importlib.util.find_spec(package) is None]
+    """Build the command tree; a part whose extra is missing is left out, and the help says how to install it."""
+    missing = [part for part, needs in PARTS.items() if not all(map(_is_installed, needs))]
     app = typer.Typer(
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         help="Automated optical inspection where good parts are plenty and defects scarce."
-        + "".join(f" (For the {room} commands: pip install 'kizu[{room}]'.)" for room in missing),
+        + "".join(_escaped(f" (For the {part} commands: pip install 'kizu[{part}]'.)") for part in missing),
     )
 
     @app.callback()
@@ -39,8 +39,8 @@ def build_app() -> typer.Typer:
     ) -> None:
         del version
 
-    for room, (module, _) in ROOMS.items():
-        if room not in missing:
+    for part, (module, _) in PARTS.items():
+        if part not in missing:
             importlib.import_module(module).register(app)
     if not missing:
         importlib.import_module("kizu.demo").register(app)
@@ -60,6 +60,13 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that should hold it
+        return False
 
 
 def _escaped(text: str) -> str:

@@ -54,7 +54,7 @@ console = Console()
 
 
 def register(app: typer.Typer) -> None:
-    """Add `kizu demo`, which needs both rooms."""
+    """Add `kizu demo`, which needs training and service."""
     app.command("demo")(demo)
 
 
@@ -137,7 +137,7 @@ def _ready(url: str) -> bool:
 
 
 def _test_parts(dataset: Path, run: Path) -> list[tuple[Path, str, str]]:
-    """(image, truth, defect) of parts in the test split, OK and NG mixed."""
+    """Return (image, truth, defect) of parts in the test split, OK and NG mixed."""
     from kizu.training.data.manifest import NG, OK, Manifest
     from kizu.training.data.splits import read_split
 

@@ -78,7 +78,7 @@ def test_a_failed_request_gives_its_key_back(server: Server, recipe: str) -> Non
 
 def request_fingerprint(recipe: str, image: bytes) -> str:
     from kizu.service.inspections.schemas import Metadata
-    from kizu.service.inspections.service import Submission
+    from kizu.service.inspections.submission import Submission
     from kizu.service.storage.blobs import key_of
 
     return Submission(image, "image/png", Metadata(recipe=recipe), "any").fingerprint(key_of(image))

@@ -15,23 +15,23 @@ def flagged(count: int, label: str | None) -> Cell:
     return Cell(None, "NG", False, None, label, count)
 
 
-def passed(count: int, label: str | None, *, drawn: bool, probability: float = 0.1) -> Cell:
-    return Cell(None, "OK", drawn, probability, label, count)
+def passed(count: int, label: str | None, *, sampled: bool, probability: float = 0.1) -> Cell:
+    return Cell(None, "OK", sampled, probability, label, count)
 
 
 PLANT = [
     flagged(20, "NG"),
     flagged(30, "OK"),
-    passed(900, None, drawn=False),
-    passed(98, "OK", drawn=True),
-    passed(2, "NG", drawn=True),
+    passed(900, None, sampled=False),
+    passed(98, "OK", sampled=True),
+    passed(2, "NG", sampled=True),
 ]
-"""1 050 inspected; all 50 flagged and 100 of 1 000 passes reviewed, drawn with probability 0.1; 2 of those NG."""
+"""1 050 inspected; all 50 flagged and 100 of 1 000 passes reviewed, sampled with probability 0.1; 2 of those NG."""
 
 
 def test_fnr_from_an_audit_sample_by_hand() -> None:
     estimate = estimate_fnr(Counts.of(PLANT), 0.95)
-    # Horvitz–Thompson: each NG found among the drawn stands for ten.
+    # Horvitz–Thompson: each NG found in the sample stands for ten.
     assert estimate.rate == pytest.approx(20 / (20 + 20))
     worst = 1000 * clopper_pearson_upper(2, 100, 1 - 0.05 / 4)
     best = max(1000 * clopper_pearson_lower(2, 100, 1 - 0.05 / 4), 2)
@@ -43,24 +43,32 @@ def test_fnr_from_an_audit_sample_by_hand() -> None:
 def test_specificity_from_an_audit_sample_by_hand() -> None:
     estimate = estimate_specificity(Counts.of(PLANT), 0.95)
     assert estimate.rate == pytest.approx((1000 - 20) / (1000 - 20 + 30))
+    assert estimate.rate is not None
     assert estimate.lower < estimate.rate < estimate.upper
 
 
 def test_strata_of_different_probability_are_weighted_apart() -> None:
     cells = [
         flagged(10, "NG"),
-        *(passed(90, None, drawn=False), passed(9, "OK", drawn=True), passed(1, "NG", drawn=True)),
-        passed(50, None, drawn=False, probability=0.5),
-        passed(46, "OK", drawn=True, probability=0.5),
-        passed(4, "NG", drawn=True, probability=0.5),
+        *(passed(90, None, sampled=False), passed(9, "OK", sampled=True), passed(1, "NG", sampled=True)),
+        passed(50, None, sampled=False, probability=0.5),
+        passed(46, "OK", sampled=True, probability=0.5),
+        passed(4, "NG", sampled=True, probability=0.5),
     ]
     missed = 1 / 0.1 + 4 / 0.5
     assert estimate_fnr(Counts.of(cells), 0.95).rate == pytest.approx(missed / (missed + 10))
 
 
-def test_drawn_but_not_yet_reviewed_count_as_missing_at_random() -> None:
-    cells = [flagged(10, "NG"), passed(50, None, drawn=True), passed(49, "OK", drawn=True), passed(1, "NG", drawn=True)]
-    counts = Counts.of([*cells, passed(900, None, drawn=False)])
+def test_sampled_but_not_yet_reviewed_count_as_missing_at_random() -> None:
+    counts = Counts.of(
+        [
+            flagged(10, "NG"),
+            passed(50, None, sampled=True),
+            passed(49, "OK", sampled=True),
+            passed(1, "NG", sampled=True),
+            passed(900, None, sampled=False),
+        ]
+    )
     assert estimate_fnr(counts, 0.95).rate == pytest.approx(20 / 30)
     assert any("50 of 100 audit samples still wait" in caveat for caveat in caveats(counts))
 
@@ -73,7 +81,7 @@ def test_flagged_that_nobody_reviewed_widen_the_bounds() -> None:
 
 
 def test_without_an_audited_pass_there_is_no_estimate() -> None:
-    counts = Counts.of([flagged(20, "NG"), passed(1000, None, drawn=False), passed(30, "OK", drawn=False)])
+    counts = Counts.of([flagged(20, "NG"), passed(1000, None, sampled=False), passed(30, "OK", sampled=False)])
     estimate = estimate_fnr(counts, 0.95)
     assert estimate.rate is None
     assert estimate.reason == "no audited pass has been reviewed, so FNR cannot be estimated"
@@ -81,15 +89,15 @@ def test_without_an_audited_pass_there_is_no_estimate() -> None:
     assert any("Only 30 of 1030 passed inspections" in caveat for caveat in caveats(counts))
 
 
-def test_passes_that_could_never_be_drawn_forbid_an_estimate() -> None:
-    estimate = estimate_fnr(Counts.of([*PLANT, passed(5, None, drawn=False, probability=0.0)]), 0.95)
+def test_passes_that_could_never_be_sampled_forbid_an_estimate() -> None:
+    estimate = estimate_fnr(Counts.of([*PLANT, passed(5, None, sampled=False, probability=0.0)]), 0.95)
     assert estimate.rate is None
     assert "audit rate was 0" in str(estimate.reason)
 
 
 def test_where_everything_is_reviewed_the_estimate_is_the_rate() -> None:
     counts = Counts.of(
-        [flagged(18, "NG"), flagged(5, "OK"), passed(2, "NG", drawn=False), passed(75, "OK", drawn=True)]
+        [flagged(18, "NG"), flagged(5, "OK"), passed(2, "NG", sampled=False), passed(75, "OK", sampled=True)]
     )
     estimate, rate = estimate_fnr(counts, 0.95), Rate(2, 20)
     assert (estimate.rate, estimate.lower, estimate.upper) == (rate.value, rate.lower, rate.upper)
@@ -108,13 +116,13 @@ def test_the_bounds_cover_the_truth_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(2000):
-        missed, drawn = 30, rng.random(1900) < 0.1
-        drawn_ng = int(drawn[:missed].sum())
+        missed, sampled = 30, rng.random(1900) < 0.1
+        sampled_ng = int(sampled[:missed].sum())
         counts = Counts.of(
             [
-                *(flagged(70, "NG"), flagged(30, "OK"), passed(1900 - int(drawn.sum()), None, drawn=False)),
-                passed(int(drawn.sum()) - drawn_ng, "OK", drawn=True),
-                passed(drawn_ng, "NG", drawn=True),
+                *(flagged(70, "NG"), flagged(30, "OK"), passed(1900 - int(sampled.sum()), None, sampled=False)),
+                passed(int(sampled.sum()) - sampled_ng, "OK", sampled=True),
+                passed(sampled_ng, "NG", sampled=True),
             ]
         )
         estimate = estimate_fnr(counts, 0.95)

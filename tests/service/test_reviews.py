@@ -70,8 +70,8 @@ def test_reviews_of_nothing(server: Server) -> None:
     assert_problem(broken, 422)
 
 
-def test_the_queue_holds_flagged_and_drawn_passes_oldest_first(server: Server, add_recipe: MakeRecipe) -> None:
-    """These services draw every pass for audit."""
+def test_the_queue_holds_flagged_and_sampled_passes_oldest_first(server: Server, add_recipe: MakeRecipe) -> None:
+    """These services sample every pass for audit."""
     recipe = add_recipe(server, review_threshold=0.3)
     waiting = [inspected(server, recipe, picture(value)) for value in (200, 5, 100, 6, 201)]
     found = queue(server, recipe)

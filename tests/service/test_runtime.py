@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kizu.service.inference.errors import ModelUnusableError, NoChampionError
 from kizu.service.inference.runtime import Runtime
-from kizu.service.problems import Problem
 from kizu.service.registry import service
+from kizu.service.registry.errors import UnknownModelError, UnknownRecipeError
 from kizu.service.settings import Settings
 from kizu.service.storage import schema
 from kizu.service.storage.database import Database
@@ -71,7 +72,7 @@ def test_a_recipe_added_elsewhere_is_known_at_once(
     database: Database, settings: Settings, add: Callable[..., str]
 ) -> None:
     async def scenario(runtime: Runtime) -> None:
-        with pytest.raises(Problem, match="no recipe"):
+        with pytest.raises(UnknownRecipeError, match="no recipe"):
             await runtime.champion("r")
         first = await asyncio.to_thread(add, 0.5)
         assert (await runtime.champion("r")).model.id == first
@@ -89,7 +90,7 @@ def test_versions_out_of_use_are_let_go_but_come_back_on_demand(
         assert (await old.score(IMAGE, time.monotonic() + 5)).score == pytest.approx(0.2)
         await runtime.version(second)
         await asyncio.sleep(0.1)
-        runtime.forget_champions()
+        runtime.invalidate_champions()
         await runtime.champions()
         assert runtime.state(first)[0] == "not loaded"
         assert runtime.state(second)[0] == "loaded"
@@ -111,10 +112,25 @@ def test_a_damaged_bundle_is_not_read_again_for_every_request(
         state, provider, problem = runtime.state(model_id)
         assert (state, provider) == ("unusable", None)
         assert "SHA-256" in str(problem)
-        with pytest.raises(Problem) as refused:
-            await runtime.champion("r")
-        assert refused.value.status == 503
-        runtime.try_again(model_id)
+        for _ in range(2):
+            with pytest.raises(ModelUnusableError, match="SHA-256") as refused:
+                await runtime.champion("r")
+            assert refused.value.model_id == model_id
+        runtime.clear_failure(model_id)
         assert runtime.state(model_id)[0] == "not loaded"
+
+    run(database, settings, scenario)
+
+
+def test_a_recipe_without_champion_and_an_unknown_model(database: Database, settings: Settings, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", "r")
+    service.add(database, settings.bundle_dir(), bundle.path, "cpu")
+
+    async def scenario(runtime: Runtime) -> None:
+        with pytest.raises(NoChampionError) as refused:
+            await runtime.champion("r")
+        assert refused.value.recipe == "r"
+        with pytest.raises(UnknownModelError):
+            await runtime.version("0" * 16)
 
     run(database, settings, scenario)

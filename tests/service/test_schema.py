@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+import kizu.service.app  # noqa: F401 - loads the tables of every noun
 from kizu.errors import UserError
 from kizu.service.identifiers import new_id
 from kizu.service.inspections.tables import Inspection
@@ -16,8 +17,7 @@ from kizu.service.registry import repository
 from kizu.service.registry.tables import Model
 from kizu.service.reviews.tables import Review
 from kizu.service.storage import schema
-from kizu.service.storage.database import Database
-from kizu.service.storage.tables import Base
+from kizu.service.storage.database import Base, Database
 
 from .processes import Server, postgres_database
 

@@ -175,7 +175,7 @@ class ResNetBackbone(nn.Module):
 
     def __init__(self, config: ClassifierConfig):
         super().__init__()
-        from torchvision import models  # type: ignore[import-untyped]  # takes seconds to import, and `plain` does without
+        from torchvision import models
 
         whole = getattr(models, config.backbone)(weights=None)
         self.outputs = 256

@@ -254,7 +254,7 @@ class Generator(nn.Module):
         return result
 
     def styles(self, w: Tensor, truncation: float = 1.0, cutoff: int | None = None) -> Tensor:
-        """Expand w [N, latent] to [N, layers, latent], one per layer; ψ < 1 pulls the first `cutoff` (all) to its mean."""
+        """Expand w [N, latent] to [N, layers, latent], ψ < 1 pulls the first `cutoff` (all) to the mean."""
         ws = w[:, None].expand(-1, self.config.layers, -1)
         if truncation == 1.0:
             return ws

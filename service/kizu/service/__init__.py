@@ -1,1 +1,1 @@
-"""The online half: scores images, keeps verdicts, shows people what to review. Scoring never imports torch."""
+"""The online half: scores images, stores verdicts, queues inspections for review. Scoring never imports torch."""

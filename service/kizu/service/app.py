@@ -1,4 +1,4 @@
-"""The application: its parts, its life, its routes.
+"""The application: its parts, their start and stop, its routes.
 
 Start it with `kizu serve`, or under another ASGI server as the factory `kizu.service.app:create_app`.
 """
@@ -16,18 +16,23 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_swagger import patch_fastapi
 
 from kizu.errors import UserError
-from kizu.service import problems
+from kizu.service import error_handlers, problems
 from kizu.service.body_limit import BodyLimitMiddleware
-from kizu.service.context import ServiceContext
-from kizu.service.health import endpoints as health
+from kizu.service.dependencies import provide
+from kizu.service.health import endpoints as health_endpoints
 from kizu.service.inference.runtime import Runtime
-from kizu.service.inspections import endpoints as inspections
+from kizu.service.inspections import endpoints as inspection_endpoints
 from kizu.service.inspections import repository
-from kizu.service.inspections.service import Inspector
-from kizu.service.quality import endpoints as quality
-from kizu.service.registry import endpoints as registry
+from kizu.service.inspections.admission import Admission
+from kizu.service.inspections.audit import AuditSampler
+from kizu.service.inspections.heatmap_service import HeatmapService
+from kizu.service.inspections.images import StoredImages
+from kizu.service.inspections.service import InspectionService
+from kizu.service.quality import endpoints as quality_endpoints
+from kizu.service.registry import endpoints as registry_endpoints
 from kizu.service.registry.service import remove_leftovers
-from kizu.service.reviews import endpoints as reviews
+from kizu.service.registry.serving import ServingRegistry
+from kizu.service.reviews import endpoints as review_endpoints
 from kizu.service.settings import MIB, Settings
 from kizu.service.storage import schema
 from kizu.service.storage.blobs import LocalBlobStore
@@ -40,17 +45,16 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The ASGI application; settings come from the environment unless given."""
+    """Create the ASGI application; settings come from the environment unless given."""
     settings = settings or Settings()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with _running(settings) as context:
-                app.state.context = context
+            async with _running(app, settings):
                 yield
         except UserError as error:
-            # uvicorn only says that something failed; whoever started it can tell what.
+            # uvicorn only says that something failed; the process that started it can say what.
             app.state.failure = error
             raise
 
@@ -63,6 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
+    app.state.draining = False
     # A factory has no internet: the API's pages come from here, not from a content delivery network.
     patch_fastapi(app, redirect_from_root_to_docs=False)
     limits = {
@@ -70,16 +75,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ("POST", "/v1/models"): settings.max_bundle_bytes,
     }
     app.add_middleware(BodyLimitMiddleware, limit_of=lambda method, path: limits.get((method, path), MIB))
-    problems.install(app)
-    for part in (inspections, reviews, quality, registry, health):
-        app.include_router(part.router)
+    error_handlers.install(app)
+    for endpoints in (
+        inspection_endpoints,
+        review_endpoints,
+        quality_endpoints,
+        registry_endpoints,
+        health_endpoints,
+    ):
+        app.include_router(endpoints.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
 @asynccontextmanager
-async def _running(settings: Settings) -> AsyncIterator[ServiceContext]:
-    """Open everything in the order of dependence; close it in the other, so that what was begun is committed."""
+async def _running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
+    """Start the parts in the order of dependence; stop them in reverse, so that what was begun is committed."""
     database = Database(settings.resolved_database_url())
     try:
         await asyncio.to_thread(schema.upgrade, database)
@@ -88,14 +99,26 @@ async def _running(settings: Settings) -> AsyncIterator[ServiceContext]:
         await asyncio.to_thread(remove_leftovers, settings.bundle_dir())
         writer = GroupCommitWriter(database)
         runtime = Runtime(database, settings)
-        inspector = Inspector(settings, database, writer, blobs, runtime)
-        inspector.use_audit_key(await asyncio.to_thread(secret, database, "audit"))
+        admission = Admission(settings.queue_size, settings.max_pending_bytes)
+        audit = AuditSampler(await asyncio.to_thread(secret, database, "audit"), settings.audit_rate)
+        inspections = InspectionService(settings, database, writer, blobs, runtime, admission, audit)
+        images = StoredImages(blobs)
+        heatmaps = HeatmapService(
+            database,
+            images,
+            runtime,
+            admission,
+            max_pixels=settings.max_pixels,
+            deadline_s=settings.request_deadline_s,
+        )
         await runtime.preload()
+        registry = ServingRegistry(database, settings, runtime)
+        provide(app, settings, database, runtime, admission, inspections, images, heatmaps, registry)
         try:
-            yield ServiceContext(settings, database, blobs, runtime, inspector)
+            yield
         finally:
             await runtime.close()
-            inspector.close()
+            inspections.close()
             await asyncio.to_thread(writer.close)
             lock.release()
     finally:
@@ -103,7 +126,7 @@ async def _running(settings: Settings) -> AsyncIterator[ServiceContext]:
 
 
 def clean_up(database: Database, blobs: LocalBlobStore) -> None:
-    """Remove what a crash left half-done; only while no process serves from this database and store."""
+    """Remove what a crash left unfinished; only while no process serves from this database and store."""
 
     def referenced(keys: list[str]) -> set[str]:
         with database.reading() as session:
@@ -123,7 +146,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas["Problem"] = problems.ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
         for operations in document["paths"].values():
             for operation in operations.values():
-                # FastAPI documents its own shape of validation errors, which `problems` replaces.
+                # FastAPI documents its own shape of validation errors, which `error_handlers` replaces.
                 if "422" in operation["responses"]:
                     operation["responses"]["422"] = problems.responses(422)[422]
         for unused in ("HTTPValidationError", "ValidationError"):

@@ -1,4 +1,4 @@
-"""Request bodies end where their limit says, whatever Content-Length claims.
+"""Limits on the size of request bodies, whatever Content-Length claims.
 
 A pure ASGI middleware: it counts what really arrives, so chunked bodies and false lengths change nothing.
 """
@@ -15,7 +15,7 @@ from kizu.service import problems
 
 
 class BodyTooLargeError(HTTPException):
-    """A body over its limit. FastAPI lets HTTPException pass out of its body parsing, and no other."""
+    """A body over its limit. An HTTPException, the only error that passes through FastAPI's parsing of bodies."""
 
     def __init__(self, limit: int):
         super().__init__(413, f"The body is larger than the {limit} bytes allowed here.")
@@ -29,6 +29,7 @@ class BodyLimitMiddleware:
         self.limit_of = limit_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, with its body limited."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

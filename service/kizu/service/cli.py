@@ -142,7 +142,7 @@ def _certified(view: ModelView) -> str:
     return f"FNR ≤ {certificate.certified_fnr:.3g} at {certificate.confidence:.0%} confidence{missed}"
 
 
-def _show(database: Database, models: list[Model], as_json: bool, said: str = "", *, single: bool = False) -> None:
+def _show(database: Database, models: list[Model], as_json: bool, message: str = "", *, single: bool = False) -> None:
     from kizu.service.registry import repository
     from kizu.service.registry.schemas import ModelView
 
@@ -153,7 +153,7 @@ def _show(database: Database, models: list[Model], as_json: bool, said: str = ""
         items = [view.model_dump(mode="json") for view in views]
         typer.echo(json.dumps(items[0] if single else {"items": items}, ensure_ascii=False))
         return
-    table = Table(title=said or None, title_justify="left")
+    table = Table(title=message or None, title_justify="left")
     for heading in ("id", "model", "status", "threshold", "certificate"):
         table.add_column(heading, no_wrap=heading in ("id", "model", "status"))
     for view in views:

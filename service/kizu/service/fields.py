@@ -1,4 +1,4 @@
-"""The types of values that people and cameras send: text without control characters, dates with an offset."""
+"""Field types of the API: text without control characters, dates with an offset."""
 
 from __future__ import annotations
 

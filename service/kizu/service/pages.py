@@ -19,19 +19,19 @@ Cursor = Annotated[str | None, Query(max_length=64, description="`next` of the p
 
 
 class Page(BaseModel, Generic[Item]):
-    """Some items, and the cursor for those after them."""
+    """Items, and the cursor of the page after them."""
 
     items: list[Item]
     next: str | None = Field(description="Cursor of the next page; null on the last.")
 
 
 def encode_cursor(last: UUID) -> str:
-    """An opaque cursor behind the item `last`."""
+    """Return an opaque cursor that points behind the item `last`."""
     return base64.urlsafe_b64encode(last.bytes).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str | None) -> UUID | None:
-    """The item that a cursor stands behind; raises a 422 Problem where Kizu did not make it."""
+    """Return the item that a cursor points behind; raises a 422 Problem if the cursor is malformed."""
     if cursor is None:
         return None
     try:

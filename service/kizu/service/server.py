@@ -1,7 +1,8 @@
-"""The process that serves: its socket, its log, and how it ends."""
+"""The serving process: its socket, its log and its shutdown."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -20,28 +21,30 @@ logger = logging.getLogger(__name__)
 
 
 class DrainingServer(uvicorn.Server):
-    """Says "not ready" for a while after SIGTERM, before it stops to accept."""
+    """A server that reports "not ready" for a while after SIGTERM before it stops accepting."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, drain_seconds: float):
         super().__init__(config)
         self._app = app
         self._drain_seconds = drain_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say where once requests are answered."""
+        """Start, and log the address once requests are answered."""
         await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
         for listener in sockets or []:
             address, port = listener.getsockname()[:2]
             logger.info("serving on http://%s:%d", f"[{address}]" if ":" in address else address, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; a second signal, or Ctrl-C, cuts it short."""
-        context = getattr(self._app.state, "context", None)
-        if sig != signal.SIGTERM or context is None or context.draining or not self._drain_seconds:
+        state, loop = self._app.state, self._loop
+        if sig != signal.SIGTERM or loop is None or state.draining or not self._drain_seconds:
             super().handle_exit(sig, frame)
             return
-        context.draining = True
-        context.loop.call_soon_threadsafe(context.loop.call_later, self._drain_seconds, super().handle_exit, sig, frame)
+        state.draining = True
+        loop.call_soon_threadsafe(loop.call_later, self._drain_seconds, super().handle_exit, sig, frame)
 
 
 def run(settings: Settings) -> None:
@@ -63,7 +66,7 @@ def run(settings: Settings) -> None:
         log_config=None,
         timeout_graceful_shutdown=int(settings.request_deadline_s) + 20,
     )
-    # A fault of the user's is told once, below, and without a traceback.
+    # A user error is reported once, below, and without a traceback.
     logging.getLogger("uvicorn.error").addFilter(lambda _: not hasattr(app.state, "failure"))
     try:
         DrainingServer(config, app, settings.drain_seconds).run(sockets=[listener])

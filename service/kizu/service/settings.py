@@ -1,4 +1,4 @@
-"""What can be set from outside: `KIZU_*` environment variables, each with a default that needs nothing else.
+"""Settings of the service: `KIZU_*` environment variables, each with a default that needs nothing else.
 
 `KIZU_DATABASE_URL` is the switch from one machine's SQLite file to PostgreSQL.
 """
@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="KIZU_", extra="ignore")
 
     data_dir: Path = Path("var")
-    """Where everything is kept that has no place of its own below."""
+    """Folder of the database, the images and the models, unless set below."""
     database_url: str | None = None
     """`sqlite:///path` or `postgresql+psycopg://user@host/name`; default: `kizu.db` in `data_dir`."""
     blob_url: str | None = None
@@ -34,19 +34,19 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     drain_seconds: float = Field(default=1.0, ge=0)
-    """After SIGTERM: how long to say "not ready" while still accepting, so that a load balancer can look away."""
+    """After SIGTERM: how long to report "not ready" while still accepting, so that a load balancer can stop sending."""
 
     device: Device = "auto"
     inference_threads: int = Field(default=0, ge=0)
     """Threads per ONNX Runtime session; 0: all cores."""
     max_batch: int = Field(default=16, ge=1, le=1024)
     batch_wait_ms: float = Field(default=2.0, ge=0, le=1000)
-    """How long a batch waits for company once its first image is there."""
+    """How long a batch waits for further images once its first one is there."""
     max_batch_pixels: int = Field(default=64_000_000, ge=1)
     """A batch ends here even if it could hold more images, so that large images do not exhaust memory."""
     decode_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     idle_models: int = Field(default=2, ge=0)
-    """Versions kept loaded beside the champions, for heatmaps of older inspections."""
+    """Versions kept loaded in addition to the champions, for heatmaps of older inspections."""
 
     max_body_bytes: int = Field(default=32 * MIB, ge=1)
     max_bundle_bytes: int = Field(default=2048 * MIB, ge=1)
@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     """Probability with which a passed inspection becomes an audit sample."""
 
     def resolved_database_url(self) -> str:
-        """The SQLAlchemy URL; plain `postgresql://` means psycopg 3."""
+        """Return the SQLAlchemy URL; plain `postgresql://` means psycopg 3."""
         if self.database_url is None:
             return f"sqlite:///{(self.data_dir / 'kizu.db').absolute()}"
         for prefix in ("postgresql://", "postgres://"):
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         return self.database_url
 
     def blob_dir(self) -> Path:
-        """The folder of the images; raises UserError for a URL of another kind."""
+        """Return the folder of the images; raises UserError for a URL of another kind."""
         url = self.blob_url
         if url is None:
             return self.data_dir / "blobs"
@@ -86,5 +86,5 @@ class Settings(BaseSettings):
         return Path(url)
 
     def bundle_dir(self) -> Path:
-        """The folder of the registered bundles."""
+        """Return the folder of the registered bundles."""
         return self.models_dir or self.data_dir / "models"

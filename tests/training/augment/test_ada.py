@@ -343,6 +343,7 @@ def test_the_penalty_of_gradients_can_be_trained_through_everything():
     model = AdaAugment(ALL, 3)
     images = torch.rand(3, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     draws = model.sample(images, 0.7)
+    assert draws.scale is not None
     assert draws.scale.dtype == torch.float64
     assert torch.autograd.gradcheck(lambda x: model.transform(x, draws), images)
     assert torch.autograd.gradgradcheck(lambda x: model.transform(x, draws).tanh(), images, fast_mode=True)

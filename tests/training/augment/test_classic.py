@@ -33,6 +33,7 @@ def test_nothing_allowed_changes_nothing(images):
     masks = (images[:, :1] > 0).float()
     same, same_masks = augmented(images, masks, only())
     assert torch.equal(same, images)
+    assert same_masks is not None
     assert torch.equal(same_masks, masks)
     assert augmented(images, None, only())[1] is None
 

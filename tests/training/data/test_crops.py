@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def board(tmp_path: Path, draw: Draw) -> Manifest:
     return Manifest(tmp_path, [])
 
 
-def cut(manifest: Manifest, *rows: Row, geometry: InputGeometry = GREY, **options: object) -> Crops:
+def cut(manifest: Manifest, *rows: Row, geometry: InputGeometry = GREY, **options: Any) -> Crops:
     return ng_crops(manifest, rows, geometry, **options)
 
 
@@ -254,7 +255,7 @@ def empty_mask(root: Path) -> Row:
     ],
 )
 def test_what_cannot_be_cut_is_said_by_file_with_a_remedy(
-    board: Manifest, row: object, geometry: InputGeometry, problem: str, remedy: str
+    board: Manifest, row: Any, geometry: InputGeometry, problem: str, remedy: str
 ) -> None:
     with pytest.raises(UserError) as caught:
         cut(board, row(board.root) if callable(row) else row, geometry=geometry)
@@ -264,7 +265,7 @@ def test_what_cannot_be_cut_is_said_by_file_with_a_remedy(
 
 
 @pytest.mark.parametrize("options", [{"crop": 0}, {"context": -0.1}, {"size": (0, 8)}])
-def test_arguments_are_checked(board: Manifest, options: dict[str, object]) -> None:
+def test_arguments_are_checked(board: Manifest, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         cut(board, ng(box(1, 1, 2, 2)), **options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,7 +176,9 @@ def test_images_are_read_in_the_order_of_rows(folder: Path) -> None:
     for row, loaded in zip(rows, pixels, strict=True):
         np.testing.assert_array_equal(loaded, manifest.image(row))
     assert manifest.mask(manifest.rows[0]) is None
-    assert manifest.mask(manifest.rows[1]).dtype == np.bool_
+    mask = manifest.mask(manifest.rows[1])
+    assert mask is not None
+    assert mask.dtype == np.bool_
 
 
 def test_the_fingerprint_covers_every_cell_and_pixel_but_not_order_or_place(folder: Path, tmp_path: Path) -> None:
@@ -186,7 +189,7 @@ def test_the_fingerprint_covers_every_cell_and_pixel_but_not_order_or_place(fold
     original = Manifest(folder, rows).fingerprint()
     assert len(original) == 64
     assert Manifest(folder, rows[::-1]).fingerprint() == original
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"label": ""},
         {"defect": "open"},
         {"group": "g3"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def test_the_same_seed_renders_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
-    small = {"boards": 3, "count_ok": 6, "count_ng": 7, "size": 32}
+    small: dict[str, Any] = {"boards": 3, "count_ok": 6, "count_ng": 7, "size": 32}
     first = render_boards(tmp_path / "a", **small, seed=5)
     again = render_boards(tmp_path / "b", **small, seed=5)
     other = render_boards(tmp_path / "c", **small, seed=6)
@@ -98,7 +99,7 @@ def test_every_class_finds_its_place_on_every_product(tmp_path: Path, seed: int)
 
 
 @pytest.mark.parametrize("bad", [{"size": 8}, {"channels": 2}, {"count_ok": 0}, {"boards": 0}])
-def test_impossible_wishes_are_refused(tmp_path: Path, bad: dict[str, int]) -> None:
+def test_impossible_wishes_are_refused(tmp_path: Path, bad: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="cannot render"):
         render_boards(tmp_path / "set", **bad)
     assert leftovers(tmp_path) == []

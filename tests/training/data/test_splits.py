@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from kizu.training.data.manifest import NG, OK, SPLITS, Manifest, Row
 from kizu.training.data.splits import Splits, assign_splits
 
 
-def split(rows: list[Row], seed: int = 0, **options: object) -> Splits:
+def split(rows: list[Row], seed: int = 0, **options: Any) -> Splits:
     return assign_splits(Manifest(Path("set"), rows), seed, **options)
 
 

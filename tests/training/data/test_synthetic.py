@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,11 +30,11 @@ def batches(classes: list[str], channels: int = 1, batch_size: int = 4, first_se
     for start in range(0, len(classes), batch_size):
         names = classes[start : start + batch_size]
         seeds = [first_seed + start + i for i in range(len(names))]
-        yield torch.stack([sample(seed, channels) for seed in seeds]), names, seeds
+        yield Batch(torch.stack([sample(seed, channels) for seed in seeds]), names, seeds)
 
 
-def write(dest: Path, *classes: str, **options: object) -> Manifest:
-    given = {"kind": "stylegan2-ada", "run": "run-pcb@1a2b", "total": len(classes)} | options
+def write(dest: Path, *classes: str, **options: Any) -> Manifest:
+    given: dict[str, Any] = {"kind": "stylegan2-ada", "run": "run-pcb@1a2b", "total": len(classes)} | options
     return write_synthetic(dest, batches(list(classes)), **given)
 
 
@@ -115,7 +116,7 @@ def test_the_same_tensor_may_be_filled_again_for_the_next_batch(tmp_path: Path) 
         canvas = torch.zeros(2, 1, 12, 20, dtype=torch.uint8)
         for seed in range(0, 100, 2):
             canvas[0], canvas[1] = sample(seed), sample(seed + 1)
-            yield canvas, ["a", "a"], [seed, seed + 1]
+            yield Batch(canvas, ["a", "a"], [seed, seed + 1])
 
     manifest = write_synthetic(tmp_path / "set", reusing(), kind="g", run="r", total=100)
     for seed, row in enumerate(manifest.rows):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,14 +89,21 @@ def test_copies_of_the_training_images_are_found_and_fresh_images_are_not(
     assert fresh.nearest.median_ratio == pytest.approx(1, abs=0.3)
 
 
+def numpy_state() -> Any:
+    """Return the words of NumPy's global random state."""
+    state = np.random.get_state()  # noqa: NPY002
+    assert isinstance(state, tuple)
+    return state[1].copy()
+
+
 def test_the_seed_decides_and_the_callers_random_state_stays(boards: Tensor) -> None:
     torch.manual_seed(5)
-    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before, numpy_before = torch.get_rng_state(), numpy_state()
     seen: list[int] = []
     with torch.no_grad():
         first = train_extractor(boards[:20], seed=1, steps=3, progress=seen.append)
     assert torch.equal(torch.get_rng_state(), before)
-    assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
+    assert (numpy_state() == numpy_before).all()
     assert seen == [1, 1, 1]
     torch.manual_seed(6)
     again, other = train_extractor(boards[:20], seed=1, steps=3), train_extractor(boards[:20], seed=2, steps=3)

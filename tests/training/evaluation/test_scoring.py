@@ -49,7 +49,8 @@ def test_scores_come_back_in_the_rows_order_whatever_the_shapes(make_data: MakeD
     for i, row in enumerate(manifest.rows):
         assert scored.scores[i] == brightness(manifest.image(row)[None])[0][0]
     assert scored.labels.tolist() == [int(row.label == "NG") for row in manifest.rows]
-    assert (scored.scores.dtype, scored.labels.dtype) == (np.float32, np.int64)
+    assert scored.scores.dtype == np.dtype(np.float32)
+    assert scored.labels.dtype == np.dtype(np.int64)
     assert sorted(seen) == list(range(16))
     assert seen[4] == (50, 60, 3, 50, 60)
     assert seen[0] == (40, 40, 1, 40, 40)

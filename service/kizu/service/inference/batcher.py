@@ -1,4 +1,4 @@
-"""Requests side by side → batches for one model.
+"""Batches of concurrent requests for one model.
 
 Notable here:
 - Only images of identical shape share a batch: padding would change what the model sees.
@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kizu.models.bundle import ScoreFunction
-from kizu.service.problems import Problem
+from kizu.service.inference.errors import DeadlineExceededError, OverloadedError, ScoringFailedError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredImage:
     """One image's score and heatmap[h, w], with the heatmap's smallest and largest finite values."""
 
     score: float
@@ -35,8 +35,8 @@ class Scored:
     high: float | None
 
     @classmethod
-    def of(cls, score: float, heatmap: NDArray[np.float32]) -> Scored:
-        """What the model answered for one image."""
+    def of(cls, score: float, heatmap: NDArray[np.float32]) -> ScoredImage:
+        """Add the range to what the model returned for one image."""
         low, high = heatmap.min(initial=np.inf), heatmap.max(initial=-np.inf)
         if not (np.isfinite(low) and np.isfinite(high)):
             finite = heatmap[np.isfinite(heatmap)]
@@ -51,22 +51,11 @@ class _Waiting:
     image: NDArray[np.uint8]
     arrived_at: float
     deadline: float
-    future: asyncio.Future[Scored]
-
-
-def overloaded(what: str) -> Problem:
-    """The answer where there is no room for one more."""
-    return Problem(429, "overloaded", f"{what} Nothing was stored.", "Try again.", headers={"Retry-After": "1"})
-
-
-def too_late() -> Problem:
-    """The answer where a score would come after its deadline."""
-    detail = "The image could not be scored in time; nothing was stored."
-    return Problem(503, "deadline-exceeded", detail, "Try again.", headers={"Retry-After": "1"})
+    future: asyncio.Future[ScoredImage]
 
 
 class Batcher:
-    """Scores images for one model; lives in the event loop, computes in `executor`."""
+    """Scorer of single images, in batches; lives in the event loop, computes in `executor`."""
 
     def __init__(
         self,
@@ -91,14 +80,16 @@ class Batcher:
         self._closing = False
         self._task = asyncio.create_task(self._run())
 
-    async def score(self, image: NDArray[np.uint8], deadline: float) -> Scored:
+    async def score(self, image: NDArray[np.uint8], deadline: float) -> ScoredImage:
         """Score uint8[H, W, C]; `deadline` in seconds of `time.monotonic`.
 
         Raises:
-            Problem: 429 the queue is full, 503 the deadline passed, 500 the model failed on this image.
+            OverloadedError: the queue is full.
+            DeadlineExceededError: the deadline passed.
+            ScoringFailedError: the model failed on this image.
         """
         if len(self._waiting) >= self._queue_size or self._closing:
-            raise overloaded("Too many images wait for this model.")
+            raise OverloadedError("Too many images wait for this model.")
         waiting = _Waiting(image, time.monotonic(), deadline, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._arrived.set()
@@ -106,7 +97,7 @@ class Batcher:
             async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
                 return await waiting.future
         except TimeoutError as error:
-            raise too_late() from error
+            raise DeadlineExceededError from error
 
     async def close(self) -> None:
         """Score what waits, then stop."""
@@ -140,7 +131,7 @@ class Batcher:
                 return
 
     def _take(self) -> list[_Waiting]:
-        """The oldest request still in time, and the others that may share its batch."""
+        """Remove and return the oldest request still in time, with the others that may share its batch."""
         batch: list[_Waiting] = []
         kept: list[_Waiting] = []
         pixels = 0
@@ -169,17 +160,16 @@ class Batcher:
                 return
             logger.error("the model failed on an image of shape %s: %s", batch[0].image.shape, error)
             if not batch[0].future.done():
-                failure = Problem(500, "scoring-failed", "The model failed on this image; nothing was stored.")
-                batch[0].future.set_exception(failure)
+                batch[0].future.set_exception(ScoringFailedError(batch[0].image.shape))
             return
         for waiting, result in zip(batch, results, strict=True):
             if not waiting.future.done():
                 waiting.future.set_result(result)
 
-    def _compute(self, images: list[NDArray[np.uint8]]) -> list[Scored]:
+    def _compute(self, images: list[NDArray[np.uint8]]) -> list[ScoredImage]:
         count = len(images)
         if self._buckets:
             # CUDA searches its algorithms anew for each batch size, so only powers of two occur.
             images = images + [images[-1]] * (min(1 << (count - 1).bit_length(), self._max_batch) - count)
         scores, heatmaps = self._score(np.stack(images))
-        return [Scored.of(float(scores[i]), heatmaps[i]) for i in range(count)]
+        return [ScoredImage.of(float(scores[i]), heatmaps[i]) for i in range(count)]

@@ -1,4 +1,4 @@
-"""What arrives as an image → the array that the graph takes, or the problem with it.
+"""Checks and decoding of the images that arrive.
 
 Notable here:
 - The bytes decide what a file is; a declared content type must agree with them.
@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from kizu.models.bundle import InputGeometry
 from kizu.models.decode import MEDIA_TYPES, ImageError, TooManyPixelsError, decode, read_header
-from kizu.service.problems import Problem
+from kizu.service.inference.errors import (
+    DamagedImageError,
+    EmptyImageError,
+    ImageTooLargeError,
+    ImageTooSmallError,
+    MediaTypeMismatchError,
+    UnsupportedMediaTypeError,
+)
 
 _ALIASES = {
     "image/jpg": "image/jpeg",
@@ -35,12 +42,11 @@ _MAGIC = (
     (b"II+\0", "image/tiff"),
     (b"MM\0+", "image/tiff"),
 )
-_SUPPORTED = ", ".join(MEDIA_TYPES.values())
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What is known of an image before it is decoded; width and height as it will be seen."""
+    """Facts about an image before it is decoded; width and height in pixels, after EXIF orientation."""
 
     media_type: str
     width: int
@@ -48,18 +54,22 @@ class ImageHeader:
 
     @property
     def decoded_bytes(self) -> int:
-        """An upper bound: three channels."""
+        """An upper bound on the size in memory: three channels."""
         return self.width * self.height * 3
 
 
 def check_content_type(declared: str) -> str:
-    """The media type that a content type promises, or "" where it promises none; raises a 415 Problem."""
+    """Return the media type that a content type declares, "" where it declares none.
+
+    Raises:
+        UnsupportedMediaTypeError: a type that is not one of the supported images.
+    """
     essence = declared.split(";")[0].strip().lower()
     essence = _ALIASES.get(essence, essence)
     if essence in _UNDECLARED:
         return ""
     if essence not in MEDIA_TYPES.values():
-        raise Problem(415, "unsupported-media-type", f"{essence[:100]} is not a supported type.", f"Send {_SUPPORTED}.")
+        raise UnsupportedMediaTypeError(f"{essence[:100]} is not a supported type.")
     return essence
 
 
@@ -67,44 +77,41 @@ def inspect_header(data: bytes, media_type: str, max_pixels: int) -> ImageHeader
     """Check content against type and read the header; `media_type` "" accepts every supported one.
 
     Raises:
-        Problem: 415 wrong or no known format, 422 empty or damaged, 413 more than `max_pixels`.
+        EmptyImageError: no bytes.
+        UnsupportedMediaTypeError: not a supported format.
+        MediaTypeMismatchError: not the declared format.
+        ImageTooLargeError: more than `max_pixels`.
+        DamagedImageError: the header cannot be read.
     """
     if not data:
-        raise Problem(422, "empty-image", "The body holds no image: it is empty.")
+        raise EmptyImageError
     found = next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
     if found is None:
-        raise Problem(
-            415, "unsupported-media-type", "The body is not an image of a supported type.", f"Send {_SUPPORTED}."
-        )
+        raise UnsupportedMediaTypeError("The body is not an image of a supported type.")
     if media_type not in ("", found):
-        raise Problem(415, "media-type-mismatch", f"Declared as {media_type}, but the content is {found}.")
+        raise MediaTypeMismatchError(media_type, found)
     try:
         header = read_header(data, max_pixels)
     except TooManyPixelsError as error:
-        raise Problem(413, "too-many-pixels", f"The image is too large: {error}.") from error
+        raise ImageTooLargeError(f"The image is too large: {error}.") from error
     except ImageError as error:
         raise _damaged(error) from error
     return ImageHeader(found, header.width, header.height)
 
 
 def check_size(header: ImageHeader, geometry: InputGeometry) -> None:
-    """Raise a 422 Problem where the image is smaller than the model's geometry."""
+    """Raise ImageTooSmallError if the image is smaller than the model's geometry."""
     if not geometry.accepts(header.height, header.width):
-        raise Problem(
-            422,
-            "image-too-small",
-            f"The image is {header.width}×{header.height} pixels; the recipe needs at least "
-            f"{geometry.min_width}×{geometry.min_height}.",
-        )
+        raise ImageTooSmallError((header.width, header.height), (geometry.min_width, geometry.min_height))
 
 
 def decode_image(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """uint8[H, W, C]; raises a 422 Problem where the pixels are truncated or damaged."""
+    """Decode to uint8[H, W, C]; raises DamagedImageError if the pixels are truncated or damaged."""
     try:
         return decode(data, max_pixels)
     except ImageError as error:
         raise _damaged(error) from error
 
 
-def _damaged(error: ImageError) -> Problem:
-    return Problem(422, "damaged-image", f"The image cannot be read: {error}.")
+def _damaged(error: ImageError) -> DamagedImageError:
+    return DamagedImageError(f"The image cannot be read: {error}.")

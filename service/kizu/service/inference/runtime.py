@@ -1,4 +1,4 @@
-"""The models in use: which version is champion, its session, its batcher.
+"""The loaded models: the champion of each recipe, its session and its batcher.
 
 Notable here:
 - The database says who is champion. It is asked at most once a second, and at once after a promotion by this process,
@@ -13,20 +13,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kizu.errors import UserError
 from kizu.models.bundle import Bundle, BundleError, BundleManifest, Device, Session
-from kizu.service.inference.batcher import Batcher, Scored
-from kizu.service.problems import Problem
+from kizu.service.inference.batcher import Batcher, ScoredImage
+from kizu.service.inference.errors import ModelUnusableError, NoChampionError
 from kizu.service.registry import repository
-from kizu.service.registry.service import unknown_model, unknown_recipe
+from kizu.service.registry.errors import UnknownModelError, UnknownRecipeError
 from kizu.service.registry.tables import Model
 from kizu.service.settings import Settings
 from kizu.service.storage.database import Database
@@ -34,13 +32,11 @@ from kizu.service.storage.database import Database
 CHAMPIONS_VALID_S = 1.0
 RETRY_UNUSABLE_S = 5.0
 
-Result = TypeVar("Result")
-
 logger = logging.getLogger(__name__)
 
 
 class LoadedModel:
-    """A version that can score."""
+    """A model version that can score."""
 
     def __init__(self, model: Model, manifest: BundleManifest, session: Session, batcher: Batcher):
         self.model = model
@@ -49,78 +45,83 @@ class LoadedModel:
         self.last_used = time.monotonic()
         self._batcher = batcher
 
-    async def score(self, image: NDArray[np.uint8], deadline: float) -> Scored:
-        """As `Batcher.score`."""
+    async def score(self, image: NDArray[np.uint8], deadline: float) -> ScoredImage:
+        """Score uint8[H, W, C]; see `Batcher.score`."""
         return await self._batcher.score(image, deadline)
 
     async def close(self) -> None:
-        """Score what waits and let go of the session."""
+        """Score what waits, then release the session."""
         await self._batcher.close()
 
 
 @dataclass
 class _Unusable:
-    problem: Problem
+    reason: str
     until: float
 
 
 class Runtime:
-    """Loads versions on demand and keeps them; lives in the event loop."""
+    """Loader and cache of model versions; lives in the event loop."""
 
     def __init__(self, database: Database, settings: Settings):
         self._database = database
         self._settings = settings
         self._champions: dict[str, str | None] = {}
         self._champions_until = 0.0
-        self._forgotten = 0
-        self._asking = asyncio.Lock()
+        self._invalidations = 0
+        self._refreshing = asyncio.Lock()
         self._loading: dict[str, asyncio.Lock] = {}
         self._loaded: dict[str, LoadedModel] = {}
         self._unusable: dict[str, _Unusable] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._compute = ThreadPoolExecutor(2, "inference")
-        self._provider_said = False
+        self._provider_logged = False
 
     async def champions(self) -> dict[str, str | None]:
-        """Recipe → id of its champion."""
+        """Return recipe → id of its champion."""
         if time.monotonic() >= self._champions_until:
-            async with self._asking:
+            async with self._refreshing:
                 if time.monotonic() >= self._champions_until:
                     # Whatever is committed after the question was put must not count as known.
-                    asked_at, forgotten = time.monotonic(), self._forgotten
+                    asked_at, invalidations = time.monotonic(), self._invalidations
                     self._champions = await asyncio.to_thread(self._read_champions)
-                    if forgotten == self._forgotten:
+                    if invalidations == self._invalidations:
                         self._champions_until = asked_at + CHAMPIONS_VALID_S
-                    self._let_go_of_idle()
+                    self._unload_idle()
         return self._champions
 
-    def forget_champions(self) -> None:
-        """Ask the database before the next inspection."""
-        self._forgotten += 1
+    def invalidate_champions(self) -> None:
+        """Read the champions from the database before the next inspection."""
+        self._invalidations += 1
         self._champions_until = 0.0
 
     async def champion(self, recipe: str) -> LoadedModel:
-        """The recipe's champion, loaded.
+        """Return the recipe's champion, loaded.
 
         Raises:
-            Problem: 404 no such recipe, 409 it has no champion, 503 the champion's bundle is unusable.
+            UnknownRecipeError: no model was ever added for the recipe.
+            NoChampionError: none of its models was promoted.
+            ModelUnusableError: the champion's bundle cannot be used.
         """
         champions = await self.champions()
         if champions.get(recipe) is None:
-            # Perhaps it was added a moment ago by another process; nobody should be refused for our memory's sake.
-            self.forget_champions()
+            # Another process may have added it a moment ago; a stale cache must not refuse a request.
+            self.invalidate_champions()
             champions = await self.champions()
         if recipe not in champions:
-            raise unknown_recipe(recipe)
+            raise UnknownRecipeError(recipe)
         model_id = champions[recipe]
         if model_id is None:
-            raise Problem(
-                409, "no-champion", f"Recipe {recipe} has no champion.", "Promote a model: kizu models promote ID."
-            )
+            raise NoChampionError(recipe)
         return await self.version(model_id)
 
     async def version(self, model_id: str) -> LoadedModel:
-        """Any registered version, loaded; raises a 404 or 503 Problem."""
+        """Return any registered version, loaded.
+
+        Raises:
+            UnknownModelError: no model has this id.
+            ModelUnusableError: its bundle cannot be used.
+        """
         loaded = self._loaded.get(model_id)
         if loaded is None:
             async with self._loading.setdefault(model_id, asyncio.Lock()):
@@ -129,29 +130,29 @@ class Runtime:
         loaded.last_used = time.monotonic()
         return loaded
 
-    def try_again(self, model_id: str) -> None:
-        """Forget that a version was unusable: its bundle has been put right."""
+    def clear_failure(self, model_id: str) -> None:
+        """Drop the record that a version was unusable: its bundle has been repaired."""
         self._unusable.pop(model_id, None)
 
     async def preload(self) -> None:
-        """Load every champion; unusable ones are logged and left."""
+        """Load every champion; unusable ones are logged and skipped."""
         for model_id in (await self.champions()).values():
             if model_id is not None:
                 try:
                     await self.version(model_id)
-                except Problem as problem:
-                    logger.error("%s", problem.problem)
+                except ModelUnusableError as error:
+                    logger.error("%s", error)
 
     def state(self, model_id: str) -> tuple[str, str | None, str | None]:
-        """(`loaded`, `unusable` or `not loaded`; provider; problem) of a version."""
+        """Return (`loaded`, `unusable` or `not loaded`; provider; why it is unusable) of a version."""
         if model_id in self._loaded:
             return "loaded", self._loaded[model_id].provider, None
         if model_id in self._unusable:
-            return "unusable", None, self._unusable[model_id].problem.problem
+            return "unusable", None, self._unusable[model_id].reason
         return "not loaded", None, None
 
     async def close(self) -> None:
-        """Score what waits and let go of every session."""
+        """Score what waits, then release every session."""
         for loaded in self._loaded.values():
             await loaded.close()
         if self._closing:
@@ -165,18 +166,12 @@ class Runtime:
     async def _load(self, model_id: str) -> LoadedModel:
         unusable = self._unusable.get(model_id)
         if unusable is not None and time.monotonic() < unusable.until:
-            raise unusable.problem
+            raise ModelUnusableError(model_id, unusable.reason)
         try:
             model, manifest, session = await asyncio.to_thread(self._open, model_id)
         except BundleError as error:
-            problem = Problem(
-                503,
-                "model-unusable",
-                f"Model {model_id} cannot be used: {error.problem}",
-                "Add its bundle again, promote another version or roll back.",
-            )
-            self._unusable[model_id] = _Unusable(problem, time.monotonic() + RETRY_UNUSABLE_S)
-            raise problem from error
+            self._unusable[model_id] = _Unusable(error.problem, time.monotonic() + RETRY_UNUSABLE_S)
+            raise ModelUnusableError(model_id, error.problem) from error
         self._unusable.pop(model_id, None)
         settings = self._settings
         batcher = Batcher(
@@ -188,16 +183,16 @@ class Runtime:
             queue_size=settings.queue_size,
             buckets=session.provider == "CUDAExecutionProvider",
         )
-        if not self._provider_said:
-            logger.info("%s", _said_of_provider(session.provider, settings.device))
-            self._provider_said = True
+        if not self._provider_logged:
+            logger.info("%s", _provider_message(session.provider, settings.device))
+            self._provider_logged = True
         return LoadedModel(model, manifest, session, batcher)
 
     def _open(self, model_id: str) -> tuple[Model, BundleManifest, Session]:
         with self._database.reading() as database_session:
             model = repository.model(database_session, model_id)
         if model is None:
-            raise unknown_model(model_id)
+            raise UnknownModelError(model_id)
         path = self._settings.bundle_dir() / model_id
         bundle = Bundle.read(path)
         if bundle.fingerprint != model.fingerprint:
@@ -213,7 +208,7 @@ class Runtime:
             raise BundleError(f"{path} cannot score an image: {error}") from error
         return model, bundle.manifest, session
 
-    def _let_go_of_idle(self) -> None:
+    def _unload_idle(self) -> None:
         champions = set(self._champions.values())
         idle = [model_id for model_id in self._loaded if model_id not in champions]
         idle.sort(key=lambda model_id: self._loaded[model_id].last_used)
@@ -224,12 +219,7 @@ class Runtime:
                 task.add_done_callback(self._closing.discard)
 
 
-def _said_of_provider(provider: str, device: Device) -> str:
+def _provider_message(provider: str, device: Device) -> str:
     if provider != "CPUExecutionProvider":
         return f"scoring on the GPU ({provider})"
     return "scoring on the CPU" + ("; ONNX Runtime found no GPU that it can use" if device == "auto" else "")
-
-
-async def in_thread(executor: Executor, function: Callable[..., Result], *arguments: object) -> Result:
-    """Await `function(*arguments)` in one of the executor's threads."""
-    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)

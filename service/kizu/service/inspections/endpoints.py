@@ -1,8 +1,7 @@
-"""`/v1/inspections`: submit, list, look at."""
+"""`/v1/inspections`: submit and list inspections, get their images and heatmaps."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -10,13 +9,18 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from kizu.service.context import Context
+from kizu.service.dependencies import injected
 from kizu.service.inspections import listing
+from kizu.service.inspections.admission import Admission
+from kizu.service.inspections.heatmap_service import HeatmapService
+from kizu.service.inspections.images import StoredImages
+from kizu.service.inspections.request_parser import OPENAPI, read_submission
 from kizu.service.inspections.schemas import Filters, InspectionSummary, InspectionView
-from kizu.service.inspections.submission import OPENAPI, read_submission
+from kizu.service.inspections.service import InspectionService
 from kizu.service.pages import Page, decode_cursor
 from kizu.service.problems import responses
-from kizu.service.reviews.schemas import InspectionDetail
+from kizu.service.settings import Settings
+from kizu.service.storage.database import Database
 
 router = APIRouter(prefix="/v1/inspections", tags=["inspections"])
 
@@ -38,34 +42,30 @@ class InspectionQuery(Filters):
     responses=responses(400, 404, 408, 409, 413, 415, 422, 429, 500, 503),
     openapi_extra=OPENAPI,
 )
-async def create_inspection(request: Request, context: Context) -> Response:
+async def create_inspection(
+    request: Request,
+    settings: Annotated[Settings, injected(Settings)],
+    admission: Annotated[Admission, injected(Admission)],
+    inspections: Annotated[InspectionService, injected(InspectionService)],
+) -> Response:
     """Score an image and keep it. A 201 means: the verdict is committed and the image is stored.
 
     With any other answer nothing was stored. Treat it, and no answer at all, as NG.
     A replayed answer carries the header `Idempotent-Replay: true`.
     """
-    admission = context.inspector.admission
-    admission.enter()
-    taken = 0
-    try:
-        submission, taken = await read_submission(request, admission, context.settings.body_timeout_s)
-        view, replayed = await context.inspector.inspect(submission)
-    finally:
-        admission.leave(taken)
+    with admission.request() as admitted:
+        submission = await read_submission(request, admitted, settings.body_timeout_s)
+        view, replayed = await inspections.inspect(submission)
     headers = {"Location": view.links.self} | ({"Idempotent-Replay": "true"} if replayed else {})
     return JSONResponse(view.model_dump(mode="json"), 201, headers)
 
 
 @router.get("", summary="List inspections, newest first", responses=responses(422))
-def list_inspections(context: Context, query: Annotated[InspectionQuery, Query()]) -> Page[InspectionSummary]:
-    """Pages are stable: inspections that arrive meanwhile change none of the following pages."""
-    return listing.page(context.database, query, decode_cursor(query.cursor), query.limit)
-
-
-@router.get("/{inspection_id}", summary="One inspection with its reviews", responses=responses(404, 422))
-def get_inspection(context: Context, inspection_id: UUID) -> InspectionDetail:
-    """What was decided, and what people found."""
-    return listing.detail(context.database, inspection_id)
+def list_inspections(
+    database: Annotated[Database, injected(Database)], query: Annotated[InspectionQuery, Query()]
+) -> Page[InspectionSummary]:
+    """List inspections in stable pages: those that arrive meanwhile change none of the following pages."""
+    return listing.page(database, query, decode_cursor(query.cursor), query.limit)
 
 
 @router.get(
@@ -74,9 +74,14 @@ def get_inspection(context: Context, inspection_id: UUID) -> InspectionDetail:
     response_class=Response,
     responses={200: {"content": {"image/*": {}}, "description": "The very bytes."}, **responses(404, 422)},
 )
-def get_image(context: Context, request: Request, inspection_id: UUID) -> Response:
-    """The bytes never change, so the answer may be cached for good."""
-    inspection, _ = listing.find(context.database, inspection_id)
+def get_image(
+    request: Request,
+    database: Annotated[Database, injected(Database)],
+    images: Annotated[StoredImages, injected(StoredImages)],
+    inspection_id: UUID,
+) -> Response:
+    """Return the image file. Its bytes never change, so the answer may be cached for good."""
+    inspection, _ = listing.find(database, inspection_id)
     headers = {
         "ETag": f'"{inspection.image_sha256}"',
         "Cache-Control": "private, max-age=31536000, immutable",
@@ -84,7 +89,7 @@ def get_image(context: Context, request: Request, inspection_id: UUID) -> Respon
     }
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    return Response(listing.image(context.blobs, inspection), media_type=inspection.media_type, headers=headers)
+    return Response(images.read(inspection), media_type=inspection.media_type, headers=headers)
 
 
 @router.get(
@@ -93,17 +98,19 @@ def get_image(context: Context, request: Request, inspection_id: UUID) -> Respon
     response_class=Response,
     responses={**_PNG, **responses(404, 422, 429, 503)},
 )
-async def get_heatmap(context: Context, inspection_id: UUID, overlay: bool = False) -> Response:
-    """A PNG of the heatmap, on a colour scale that all images of the model share.
+async def get_heatmap(
+    heatmaps: Annotated[HeatmapService, injected(HeatmapService)], inspection_id: UUID, overlay: bool = False
+) -> Response:
+    """Return a PNG of the heatmap, on a colour scale that all images of the model share.
 
     `overlay=true` blends it over the image. The headers `Kizu-Heatmap-Low` and `-High` name the scale's ends, in the
     model's own unit; the heatmap is computed again by the model version that decided.
     """
-    key = (inspection_id, overlay)
-    known = context.heatmaps.get(key)
-    if known is None:
-        inspection, _ = await asyncio.to_thread(listing.find, context.database, inspection_id)
-        known = await listing.draw(context, inspection, overlay)
-        context.heatmaps.put(key, *known)
-    picture, headers = known
-    return Response(picture, media_type="image/png", headers=headers)
+    picture = await heatmaps.picture(inspection_id, overlay)
+    headers = {
+        "Kizu-Heatmap-Low": repr(picture.scale.low),
+        "Kizu-Heatmap-High": repr(picture.scale.high),
+        "Kizu-Heatmap-Scale": picture.scale.source,
+        "Cache-Control": "private, max-age=60",
+    }
+    return Response(picture.png, media_type="image/png", headers=headers)

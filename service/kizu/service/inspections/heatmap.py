@@ -1,8 +1,6 @@
-"""Heatmaps as pictures.
+"""Drawing of heatmaps as PNGs.
 
 Notable here:
-- Nothing is stored: the stored image through the stored model version gives the same heatmap again.
-- The colour scale belongs to the model version, not to the image; otherwise every good part would show a hot spot.
 - The colour map is computed: lightness rises evenly in OKLCH (Ottosson, "A perceptual color space for image
   processing", 2020) while the hue turns from violet to yellow, so equal steps in heat look equal, in grey as well.
 """
@@ -22,7 +20,7 @@ _OVERLAY_OPACITY = 0.5
 
 @cache
 def colour_map() -> NDArray[np.uint8]:
-    """uint8[256, 3], sRGB; lightness rises evenly from near black to bright yellow."""
+    """Return uint8[256, 3], sRGB; lightness rises evenly from near black to bright yellow."""
     step = np.linspace(0, 1, 256)
     lightness = 0.12 + 0.82 * step
     hue = np.radians(295 + 170 * step)
@@ -45,26 +43,26 @@ def colour_map() -> NDArray[np.uint8]:
         )
         @ cone**3
     ).clip(0, 1)
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    srgb: NDArray[np.float64] = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return (srgb.T * 255).round().astype(np.uint8)
 
 
 def levels(heatmap: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
-    """float[h, w] → uint8[h, w]: `low` and below to 0, `high` and above (and what is no number) to 255."""
+    """Map float[h, w] to uint8[h, w]: `low` and below to 0, `high` and above, and NaN, to 255."""
     span = high - low if high > low else 1.0
-    scaled = np.nan_to_num((heatmap - low) / span, nan=1.0, posinf=1.0, neginf=0.0)
+    scaled: NDArray[np.float32] = np.nan_to_num((heatmap - low) / span, nan=1.0, posinf=1.0, neginf=0.0)
     return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def draw_heatmap(heatmap: NDArray[np.float32], low: float, high: float) -> bytes:
-    """A PNG of the heatmap's own size, with palette: its values are the 8-bit levels."""
+    """Return a PNG of the heatmap's own size, with palette: its values are the 8-bit levels."""
     picture = Image.fromarray(levels(heatmap, low, high), mode="P")
     picture.putpalette(colour_map().tobytes())
     return _png(picture)
 
 
 def draw_overlay(image: NDArray[np.uint8], heatmap: NDArray[np.float32], low: float, high: float) -> bytes:
-    """A PNG of the heatmap blended over uint8[H, W, C]; sides over 2048 pixels are made smaller."""
+    """Return a PNG of the heatmap blended over uint8[H, W, C]; longer sides are scaled down to 2048 pixels."""
     below = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("L").convert("RGB")
     below.thumbnail((MAX_OVERLAY_SIDE, MAX_OVERLAY_SIDE))
     heat = Image.fromarray(levels(heatmap, low, high)).resize(below.size, Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Every query on inspections and idempotency keys."""
+"""Queries on inspections and idempotency keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kizu.service.storage.database import insert_or_ignore
 
 
 class ReservationLostError(Exception):
-    """Somebody else took the idempotency key over, because its reservation had expired."""
+    """An idempotency key that another request took over, because its reservation had expired."""
 
 
 def add(session: Session, inspection: Inspection, station: str, key: str | None) -> None:
@@ -40,7 +40,7 @@ def add(session: Session, inspection: Inspection, station: str, key: str | None)
 
 
 def get(session: Session, inspection_id: UUID) -> tuple[Inspection, Model] | None:
-    """An inspection with the model that decided."""
+    """Return an inspection with the model that decided."""
     row = session.execute(
         sa.select(Inspection, Model).join(Model, Model.id == Inspection.model_id).where(Inspection.id == inspection_id)
     ).one_or_none()
@@ -48,7 +48,7 @@ def get(session: Session, inspection_id: UUID) -> tuple[Inspection, Model] | Non
 
 
 def page(session: Session, filters: Filters, before: UUID | None, limit: int) -> Sequence[tuple[Inspection, str, int]]:
-    """(inspection, its model's recipe and number), newest first, those before the inspection `before`."""
+    """Return (inspection, its model's recipe and number) of those before the inspection `before`, newest first."""
     query = (
         sa.select(Inspection, Model.recipe, Model.number)
         .join(Model, Model.id == Inspection.model_id)
@@ -72,13 +72,13 @@ def page(session: Session, filters: Filters, before: UUID | None, limit: int) ->
 
 
 def with_images(session: Session, image_keys: list[str]) -> set[str]:
-    """Those of the images that an inspection refers to."""
+    """Return the keys of those images that an inspection refers to."""
     query = sa.select(Inspection.image_sha256).where(Inspection.image_sha256.in_(image_keys))
     return set(session.scalars(query))
 
 
-def highest_heat(session: Session, model_id: str, among: int = 500) -> float | None:
-    """The largest heatmap value of the model's latest inspections."""
+def highest_heatmap_value(session: Session, model_id: str, among: int = 500) -> float | None:
+    """Return the largest heatmap value of the model's latest inspections."""
     latest = (
         sa.select(Inspection.heatmap_high)
         .where(Inspection.model_id == model_id)
@@ -86,16 +86,17 @@ def highest_heat(session: Session, model_id: str, among: int = 500) -> float | N
         .limit(among)
         .subquery()
     )
-    return session.scalar(sa.select(sa.func.max(latest.c.heatmap_high)))
+    highest: float | None = session.scalar(sa.select(sa.func.max(latest.c.heatmap_high)))
+    return highest
 
 
 def find_key(session: Session, station: str, key: str) -> IdempotencyKey | None:
-    """An idempotency key in use, or left behind by a crash."""
+    """Return an idempotency key in use, or left behind by a crash."""
     return session.get(IdempotencyKey, (station, key))
 
 
 def reserve(session: Session, station: str, key: str, request_sha256: str, token: UUID, lease: timedelta) -> bool:
-    """Take an idempotency key for the inspection `token`; False where somebody has it. Safe to run twice."""
+    """Reserve an idempotency key for the inspection `token`; False if it is in use. Safe to run twice."""
     now = datetime.now(UTC)
     values = {"request_sha256": request_sha256, "token": token, "expires_at": now + lease}
     if insert_or_ignore(session, IdempotencyKey, station=station, key=key, **values):
@@ -115,7 +116,7 @@ def reserve(session: Session, station: str, key: str, request_sha256: str, token
 
 
 def release(session: Session, station: str, key: str, token: UUID) -> None:
-    """Give a reservation back that led to no inspection."""
+    """Delete a reservation that led to no inspection."""
     session.execute(
         sa.delete(IdempotencyKey).where(
             IdempotencyKey.station == station,
@@ -127,5 +128,5 @@ def release(session: Session, station: str, key: str, token: UUID) -> None:
 
 
 def release_all(session: Session) -> None:
-    """Give every reservation back; only where no process can be working on one."""
+    """Delete every reservation; only while no process can be working on one."""
     session.execute(sa.delete(IdempotencyKey).where(IdempotencyKey.inspection_id.is_(None)))

@@ -1,4 +1,4 @@
-"""Inspections as they come in and go out."""
+"""API schemas of inspections."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from kizu.service.inspections.tables import Inspection
 from kizu.service.registry.schemas import Certificate, ModelVersion
 from kizu.service.registry.tables import Model
 
-VerdictFilter = Literal["OK", "NG", "REVIEW"]
-
 
 class Metadata(BaseModel):
-    """What a camera says about an image, in the query or as form fields."""
+    """Metadata of an image, in the query or as form fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,7 +27,7 @@ class Metadata(BaseModel):
 
 
 class Filters(BaseModel):
-    """Which inspections to list; all given ones must hold."""
+    """Filters of a list of inspections; all given ones must hold."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,29 +35,50 @@ class Filters(BaseModel):
     lot: OptionalName = None
     station: OptionalName = None
     serial: OptionalName = None
-    verdict: VerdictFilter | None = None
-    reviewed: bool | None = Field(default=None, description="Whether somebody has reviewed it.")
+    verdict: Verdict | None = None
+    reviewed: bool | None = Field(default=None, description="True: reviewed ones only; false: the others only.")
     since: Moment | None = Field(default=None, description="Received at or after.")
     until: Moment | None = Field(default=None, description="Received before.")
 
 
 class ImageView(BaseModel):
+    """Facts about a stored image."""
+
     sha256: str
     bytes: int
     width: int
     height: int
     media_type: str
 
+    @classmethod
+    def of(cls, inspection: Inspection) -> ImageView:
+        """Return the view of a row's image."""
+        return cls(
+            sha256=inspection.image_sha256,
+            bytes=inspection.image_bytes,
+            width=inspection.width,
+            height=inspection.height,
+            media_type=inspection.media_type,
+        )
+
 
 class Links(BaseModel):
+    """Paths of an inspection and of what belongs to it."""
+
     self: str
     image: str
     heatmap: str
     reviews: str
 
+    @classmethod
+    def of(cls, inspection: Inspection) -> Links:
+        """Return the links of a row."""
+        base = f"/v1/inspections/{inspection.id}"
+        return cls(self=base, image=f"{base}/image", heatmap=f"{base}/heatmap", reviews=f"{base}/reviews")
+
 
 class InspectionView(BaseModel):
-    """One inspection: what was decided, by whom, and on what."""
+    """One inspection: its verdict, the model version that decided, and the image."""
 
     id: UUID = Field(description="UUIDv7: sorts by time.")
     recipe: str
@@ -78,8 +97,7 @@ class InspectionView(BaseModel):
 
     @classmethod
     def of(cls, inspection: Inspection, model: Model) -> InspectionView:
-        """The view of a row; the same every time, since neither row changes in what is shown."""
-        base = f"/v1/inspections/{inspection.id}"
+        """Return the view of a row; the same every time, since neither row changes in what is shown."""
         return cls(
             id=inspection.id,
             recipe=inspection.recipe,
@@ -93,14 +111,8 @@ class InspectionView(BaseModel):
             station=inspection.station,
             captured_at=inspection.captured_at,
             received_at=inspection.received_at,
-            image=ImageView(
-                sha256=inspection.image_sha256,
-                bytes=inspection.image_bytes,
-                width=inspection.width,
-                height=inspection.height,
-                media_type=inspection.media_type,
-            ),
-            links=Links(self=base, image=f"{base}/image", heatmap=f"{base}/heatmap", reviews=f"{base}/reviews"),
+            image=ImageView.of(inspection),
+            links=Links.of(inspection),
         )
 
 
@@ -123,8 +135,7 @@ class InspectionSummary(BaseModel):
 
     @classmethod
     def of(cls, inspection: Inspection, model: ModelVersion) -> InspectionSummary:
-        """The summary of a row."""
-        base = f"/v1/inspections/{inspection.id}"
+        """Return the summary of a row."""
         return cls(
             id=inspection.id,
             recipe=inspection.recipe,
@@ -138,5 +149,5 @@ class InspectionSummary(BaseModel):
             captured_at=inspection.captured_at,
             received_at=inspection.received_at,
             label=inspection.label,  # type: ignore[arg-type]
-            links=Links(self=base, image=f"{base}/image", heatmap=f"{base}/heatmap", reviews=f"{base}/reviews"),
+            links=Links.of(inspection),
         )

@@ -1,4 +1,4 @@
-"""Inspections, and the idempotency keys under which they were asked for."""
+"""Tables of inspections and of idempotency keys."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Inspection(Base):
     heatmap_low: Mapped[float | None]
     heatmap_high: Mapped[float | None]
     audit_probability: Mapped[float | None]
-    """Of a passed inspection: the probability with which it could be drawn."""
+    """Probability with which the inspection could become an audit sample; NULL where it did not pass."""
     audited: Mapped[bool]
-    """Whether it was drawn."""
+    """The inspection is an audit sample."""
     label: Mapped[str | None] = mapped_column(sa.String(2))
 
     __table_args__ = (
@@ -56,7 +56,7 @@ class Inspection(Base):
 
 
 class IdempotencyKey(Base):
-    """A key in use. Without an inspection it is a reservation: somebody works on it until `expires_at`."""
+    """A key in use. Without an inspection it is a reservation, held by a request in work until `expires_at`."""
 
     __tablename__ = "idempotency_keys"
 

@@ -6,28 +6,29 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from kizu.service.context import Context
+from kizu.service.dependencies import injected
 from kizu.service.fields import Moment, Name
 from kizu.service.problems import responses
 from kizu.service.quality import service
 from kizu.service.quality.repository import GroupBy
 from kizu.service.quality.schemas import QualityReport
+from kizu.service.storage.database import Database
 
 router = APIRouter(prefix="/v1", tags=["quality"])
 
 
 @router.get("/quality", summary="How often the inspection is wrong", responses=responses(404, 422))
 def get_quality(
-    context: Context,
+    database: Annotated[Database, injected(Database)],
     recipe: Annotated[Name, Query()],
     since: Annotated[Moment | None, Query(description="Received at or after.")] = None,
     until: Annotated[Moment | None, Query(description="Received before.")] = None,
     group_by: Annotated[GroupBy | None, Query(description="`day` is a day in UTC.")] = None,
     confidence: Annotated[float, Query(ge=0.5, le=0.9999)] = 0.95,
 ) -> QualityReport:
-    """Specificity, FNR, overkill and escape rate from reviewed inspections, each with its counts and bounds.
+    """Return specificity, FNR, overkill and escape rate from reviewed inspections, each with its counts and bounds.
 
     Rates among reviewed parts are biased where mostly flagged parts are reviewed; `caveats` says so, and
     `fnr_estimate` corrects for it with the audit samples.
     """
-    return service.report(context.database, recipe, since, until, group_by, confidence)
+    return service.report(database, recipe, since, until, group_by, confidence)

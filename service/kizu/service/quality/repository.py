@@ -1,4 +1,4 @@
-"""The one query behind every quality figure: counts of what was decided and what people found."""
+"""The query behind every quality figure: counts of inspections by verdict, audit and label."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GroupBy = Literal["day", "lot", "station", "model_version"]
 
 @dataclass(frozen=True)
 class Cell:
-    """Inspections that are alike in everything that quality depends on."""
+    """A count of inspections that agree in everything that quality depends on."""
 
     key: str | None
     verdict: str
@@ -31,7 +31,7 @@ class Cell:
 def cells(
     session: Session, recipe: str, since: datetime | None, until: datetime | None, group_by: GroupBy | None
 ) -> list[Cell]:
-    """Counts by group key, verdict, audit and label."""
+    """Return counts by group key, verdict, audit and label."""
     key = None if group_by is None else _key(session, group_by)
     by = [Inspection.verdict, Inspection.audited, Inspection.audit_probability, Inspection.label]
     shown = sa.null() if key is None else key

@@ -1,4 +1,4 @@
-"""Quality figures as the API shows them."""
+"""API schemas of quality figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from kizu.models.rates import Rate
 from kizu.service.fields import Moment
 from kizu.service.quality import estimates
-from kizu.service.quality.estimates import Counts, Estimate
+from kizu.service.quality.estimates import Counts, RateEstimate
 from kizu.service.quality.repository import GroupBy
 
 
@@ -25,7 +25,7 @@ class RateView(BaseModel):
 
     @classmethod
     def of(cls, rate: Rate) -> RateView:
-        """The view of a rate."""
+        """Return the view of a rate."""
         return cls.model_validate(rate.as_dict())
 
 
@@ -39,21 +39,21 @@ class EstimateView(BaseModel):
     reason: str | None = Field(description="Why there is no rate.")
 
     @classmethod
-    def of(cls, estimate: Estimate) -> EstimateView:
-        """The view of an estimate."""
+    def of(cls, estimate: RateEstimate) -> EstimateView:
+        """Return the view of an estimate."""
         return cls.model_validate(asdict(estimate))
 
 
 class Coverage(BaseModel):
-    """How much of what was decided somebody has looked at."""
+    """Shares of the flagged and of the passed inspections that have been reviewed."""
 
     flagged: RateView
     passed: RateView
-    audited: int = Field(description="Reviewed passes that had been drawn at random.")
+    audited: int = Field(description="Reviewed passes that were audit samples.")
 
 
 class Quality(BaseModel):
-    """How often the inspection was wrong. NG is the positive class; REVIEW counts as flagged."""
+    """Error rates of the inspection. NG is the positive class; REVIEW counts as flagged."""
 
     inspected: int
     passed: int
@@ -74,7 +74,7 @@ class Quality(BaseModel):
 
     @classmethod
     def fields_of(cls, counts: Counts, confidence: float) -> dict[str, object]:
-        """The fields that follow from the counts."""
+        """Return the fields that follow from the counts."""
         return {
             "inspected": counts.passed + counts.flagged,
             "passed": counts.passed,
@@ -97,13 +97,13 @@ class Quality(BaseModel):
 
 
 class QualityGroup(Quality):
-    """The same for one day, lot, station or model version."""
+    """Quality of one day, lot, station or model version."""
 
     key: str | None = Field(description="null: inspections that named none.")
 
 
 class QualityReport(Quality):
-    """The whole, and its groups."""
+    """Quality as a whole and by group."""
 
     recipe: str
     since: Moment | None

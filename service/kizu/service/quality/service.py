@@ -1,4 +1,4 @@
-"""Quality figures of a recipe."""
+"""Quality reports of a recipe."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from kizu.service.quality import repository
 from kizu.service.quality.estimates import Counts
 from kizu.service.quality.repository import Cell, GroupBy
 from kizu.service.quality.schemas import QualityGroup, QualityReport
-from kizu.service.registry.service import unknown_recipe
-from kizu.service.registry.tables import Recipe
+from kizu.service.registry import repository as registry
+from kizu.service.registry.errors import UnknownRecipeError
 from kizu.service.storage.database import Database
 
 MAX_GROUPS = 1000
@@ -25,16 +25,17 @@ def report(
     group_by: GroupBy | None,
     confidence: float,
 ) -> QualityReport:
-    """The figures for a span of time, as a whole and by group.
+    """Return the figures for a span of time, as a whole and by group.
 
     Raises:
-        Problem: 404 no such recipe, 422 an empty span, or too many groups.
+        UnknownRecipeError: no model was ever added for the recipe.
+        Problem: 422 an empty span, or too many groups.
     """
     if since is not None and until is not None and since >= until:
         raise Problem(422, "invalid-request", "since must lie before until.")
     with database.reading() as session:
-        if session.get(Recipe, recipe) is None:
-            raise unknown_recipe(recipe)
+        if not registry.recipe_exists(session, recipe):
+            raise UnknownRecipeError(recipe)
         cells = repository.cells(session, recipe, since, until, group_by)
     grouped: dict[str | None, list[Cell]] = defaultdict(list)
     if group_by is not None:

@@ -1,4 +1,4 @@
-"""A bundle that arrives as a ZIP: only the three known files, only as large as allowed, only plain files."""
+"""Extraction of a bundle that arrives as a ZIP: the three known files alone, plain, and no larger than allowed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from kizu.models.bundle import MANIFEST_FILE, MODEL_FILE, REPORT_FILE
-from kizu.service.problems import Problem
+from kizu.service.registry.errors import ArchiveTooLargeError, BadArchiveError
 
 _NAMES = {MODEL_FILE, MANIFEST_FILE, REPORT_FILE}
 _CHUNK = 1024 * 1024
@@ -18,30 +18,31 @@ def extract(archive: Path, destination: Path, max_bytes: int) -> None:
     """Extract a bundle's files, found at the top or in one folder, into `destination`.
 
     Raises:
-        Problem: not a ZIP, or one with a link, an encrypted, doubled or unknown file, or more than `max_bytes`.
+        BadArchiveError: not a ZIP, or one with a link, or with an encrypted, repeated or unknown file.
+        ArchiveTooLargeError: more than `max_bytes` of content.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
             names = [_name(member) for member in members]
             if len(set(names)) != len(names):
-                raise _refused("it holds a file twice")
+                raise BadArchiveError("it holds a file twice")
             if len({PurePosixPath(member.filename).parent for member in members}) > 1:
-                raise _refused("its files lie in several folders")
+                raise BadArchiveError("its files lie in several folders")
             left = max_bytes
             for member, name in zip(members, names, strict=True):
                 left = _extract_one(opened, member, destination / name, left)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-        raise _refused(f"it cannot be read: {error}") from error
+        raise BadArchiveError(f"it cannot be read: {error}") from error
 
 
 def _name(member: zipfile.ZipInfo) -> str:
     path = PurePosixPath(member.filename)
     if len(path.parts) > 2 or path.is_absolute() or ".." in path.parts or path.name not in _NAMES:
-        raise _refused(f"{member.filename!r} is none of {', '.join(sorted(_NAMES))}")
+        raise BadArchiveError(f"{member.filename!r} is none of {', '.join(sorted(_NAMES))}")
     mode = member.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-        raise _refused(f"{member.filename!r} is not a plain file")
+        raise BadArchiveError(f"{member.filename!r} is not a plain file")
     return path.name
 
 
@@ -51,11 +52,6 @@ def _extract_one(archive: zipfile.ZipFile, member: zipfile.ZipInfo, destination:
         while chunk := source.read(_CHUNK):
             left -= len(chunk)
             if left < 0:
-                raise Problem(413, "bundle-too-large", "The bundle is larger than allowed once extracted.")
+                raise ArchiveTooLargeError
             target.write(chunk)
     return left
-
-
-def _refused(why: str) -> Problem:
-    remedy = "Send a ZIP of model.onnx, bundle.json and report.html."
-    return Problem(422, "bad-archive", f"The archive is refused: {why}.", remedy)

@@ -1,4 +1,4 @@
-"""Every query on recipes, models and promotions."""
+"""Queries on recipes, models and promotions."""
 
 from __future__ import annotations
 
@@ -10,40 +10,58 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from kizu.service.identifiers import new_id
-from kizu.service.registry.tables import Model, Promotion, Recipe
+from kizu.service.registry.tables import Model, Promotion, RegisteredRecipe
 from kizu.service.storage.database import insert_or_ignore
 
 
-def lock_recipe(session: Session, name: str) -> Recipe | None:
-    """The recipe, held against other writers until the transaction ends."""
-    return session.get(Recipe, name, with_for_update=True, populate_existing=True)
+def recipe_exists(session: Session, name: str) -> bool:
+    """Return True if a model was ever added for the recipe."""
+    return session.get(RegisteredRecipe, name) is not None
 
 
-def ensure_recipe(session: Session, name: str) -> Recipe:
-    """The recipe, made if need be, and held."""
-    insert_or_ignore(session, Recipe, name=name, created_at=datetime.now(UTC))
+def lock_recipe(session: Session, name: str) -> RegisteredRecipe | None:
+    """Return the recipe, locked against other writers until the transaction ends."""
+    return session.get(RegisteredRecipe, name, with_for_update=True, populate_existing=True)
+
+
+def ensure_recipe(session: Session, name: str) -> RegisteredRecipe:
+    """Return the recipe, locked; insert it if it is new."""
+    insert_or_ignore(session, RegisteredRecipe, name=name, created_at=datetime.now(UTC))
     recipe = lock_recipe(session, name)
     assert recipe is not None
     return recipe
 
 
 def champions(session: Session) -> dict[str, str | None]:
-    """Recipe → id of its champion."""
-    return {row.name: row.champion_id for row in session.execute(sa.select(Recipe.name, Recipe.champion_id))}
+    """Return recipe → id of its champion."""
+    query = sa.select(RegisteredRecipe.name, RegisteredRecipe.champion_id)
+    return {row.name: row.champion_id for row in session.execute(query)}
 
 
 def model(session: Session, model_id: str) -> Model | None:
-    """One model."""
+    """Return a model, if the id is known."""
     return session.get(Model, model_id)
 
 
+def lock_model(session: Session, model_id: str) -> tuple[Model, RegisteredRecipe] | None:
+    """Return a model with its recipe, the recipe locked, if the id is known."""
+    found = model(session, model_id)
+    if found is None:
+        return None
+    recipe = lock_recipe(session, found.recipe)
+    assert recipe is not None
+    # Another writer may have retired the model while this one waited for the recipe.
+    session.refresh(found)
+    return found, recipe
+
+
 def model_with_fingerprint(session: Session, fingerprint: str) -> Model | None:
-    """The model that was added from the bundle with this fingerprint."""
+    """Return the model that was added from the bundle with this fingerprint."""
     return session.scalars(sa.select(Model).where(Model.fingerprint == fingerprint)).one_or_none()
 
 
 def models(session: Session, recipe: str | None = None) -> Sequence[Model]:
-    """All models, of one recipe or of all, newest first."""
+    """Return all models, of one recipe or of all, newest first."""
     query = sa.select(Model).order_by(Model.recipe, Model.number.desc())
     if recipe is not None:
         query = query.where(Model.recipe == recipe)
@@ -51,7 +69,7 @@ def models(session: Session, recipe: str | None = None) -> Sequence[Model]:
 
 
 def add_model(session: Session, *, model_id: str, recipe: str, fingerprint: str, manifest: dict[str, Any]) -> Model:
-    """A new version of the recipe; the caller holds the recipe."""
+    """Insert a new version of the recipe; the caller has locked the recipe."""
     latest = session.scalar(sa.select(sa.func.max(Model.number)).where(Model.recipe == recipe))
     added = Model(
         id=model_id,
@@ -66,8 +84,8 @@ def add_model(session: Session, *, model_id: str, recipe: str, fingerprint: str,
     return added
 
 
-def set_champion(session: Session, recipe: Recipe, model_id: str, action: str) -> None:
-    """Make a model the champion and write down who it was before."""
+def set_champion(session: Session, recipe: RegisteredRecipe, model_id: str, action: str) -> None:
+    """Make a model the champion and record its predecessor."""
     session.add(
         Promotion(
             id=new_id(),
@@ -82,5 +100,5 @@ def set_champion(session: Session, recipe: Recipe, model_id: str, action: str) -
 
 
 def promotions(session: Session, recipe: str) -> Sequence[Promotion]:
-    """Every change of the recipe's champion, oldest first."""
+    """Return every change of the recipe's champion, oldest first."""
     return session.scalars(sa.select(Promotion).where(Promotion.recipe == recipe).order_by(Promotion.id)).all()

@@ -1,4 +1,4 @@
-"""Models as the API shows them."""
+"""API schemas of models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kizu.service.registry.tables import Model
 
 
 class Certificate(BaseModel):
-    """What the threshold is certified for."""
+    """The certificate of a model's threshold."""
 
     statement: str = Field(description="The certificate in plain words.")
     basis: str
@@ -23,7 +23,7 @@ class Certificate(BaseModel):
 
     @classmethod
     def of(cls, model: Model) -> Certificate:
-        """The certificate of a model."""
+        """Return the certificate of a model."""
         point = model.operating_point
         return cls(
             statement=model.statement,
@@ -35,7 +35,7 @@ class Certificate(BaseModel):
 
 
 class ModelVersion(BaseModel):
-    """Which model decided."""
+    """The model version that decided."""
 
     id: str
     name: str = Field(examples=["deeppcb v3"])
@@ -60,7 +60,7 @@ class ModelView(BaseModel):
 
     @classmethod
     def of(cls, model: Model, champion_id: str | None) -> ModelView:
-        """The view of a row."""
+        """Return the view of a row."""
         point = model.operating_point
         return cls(
             id=model.id,
@@ -80,4 +80,6 @@ class ModelView(BaseModel):
 
 
 class ModelList(BaseModel):
+    """Registered models."""
+
     items: list[ModelView]

@@ -1,8 +1,8 @@
-"""Adding, promoting, rolling back and retiring models; the API and the CLI both come through here.
+"""Operations on models: add, promote, roll back, retire; the API and the CLI both use them.
 
 Notable here:
-- A bundle is copied, then the copy is verified and made to score, and only then does a row name it: what is in the
-  registry can be served.
+- A bundle is verified and made to score, then copied and the copy verified, and only then does a row name it: what is
+  in the registry can be served.
 - Promotions are a history that is only added to. Rolling back walks it like a stack, so two rollbacks in a row go
   back two champions.
 """
@@ -21,9 +21,15 @@ from sqlalchemy.orm import Session
 from kizu import files
 from kizu.errors import UserError
 from kizu.models.bundle import MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Bundle, BundleError, Device
-from kizu.service.problems import Problem
 from kizu.service.registry import repository
-from kizu.service.registry.tables import Model, Recipe
+from kizu.service.registry.errors import (
+    ModelIsChampionError,
+    ModelRetiredError,
+    NothingToRollBackToError,
+    UnknownModelError,
+    UnknownRecipeError,
+)
+from kizu.service.registry.tables import Model, RegisteredRecipe
 from kizu.service.storage.database import Database
 
 TEMPORARY = ".adding-"
@@ -31,7 +37,7 @@ _STALE_AFTER_S = 3600
 
 
 def add(database: Database, folder: Path, source: Path, device: Device = "auto") -> tuple[Model, bool]:
-    """Register the bundle at `source`; (model, whether it is new).
+    """Register the bundle at `source`; return (model, whether it is new).
 
     Adding a bundle that is registered already gives that model; it repairs its files and ends its retirement.
 
@@ -42,7 +48,7 @@ def add(database: Database, folder: Path, source: Path, device: Device = "auto")
         BundleError: the bundle is incomplete, corrupt or tampered with, or does not score as it must.
     """
     bundle = Bundle.read(source)
-    try_out(bundle, device)
+    check_scoring(bundle, device)
     model_id = bundle.fingerprint[:16]
     _copy(bundle, folder, model_id)
     recipe_name = bundle.manifest.recipe_name
@@ -60,22 +66,32 @@ def add(database: Database, folder: Path, source: Path, device: Device = "auto")
 
 
 def promote(database: Database, model_id: str) -> Model:
-    """Make a model the champion of its recipe; nothing happens if it is."""
+    """Make a model the champion of its recipe; nothing happens if it is.
+
+    Raises:
+        UnknownModelError: no model has this id.
+        ModelRetiredError: the model is out of use.
+    """
     with database.writing() as session:
-        model, recipe = _held_model(session, model_id)
+        model, recipe = _lock_model(session, model_id)
         if model.retired_at is not None:
-            raise Problem(409, "model-retired", f"{model.name} is retired.", "Add its bundle again to bring it back.")
+            raise ModelRetiredError(model.name)
         if recipe.champion_id != model.id:
             repository.set_champion(session, recipe, model.id, "promote")
         return model
 
 
 def rollback(database: Database, recipe_name: str) -> Model:
-    """Make the champion before the present one champion again."""
+    """Make the previous champion champion again.
+
+    Raises:
+        UnknownRecipeError: no model was ever added for the recipe.
+        NothingToRollBackToError: there is no earlier champion that is still in use.
+    """
     with database.writing() as session:
         recipe = repository.lock_recipe(session, recipe_name)
         if recipe is None:
-            raise unknown_recipe(recipe_name)
+            raise UnknownRecipeError(recipe_name)
         stack: list[str] = []
         for promotion in repository.promotions(session, recipe_name):
             if promotion.action == "promote":
@@ -83,43 +99,37 @@ def rollback(database: Database, recipe_name: str) -> Model:
             else:
                 del stack[len(stack) - 1 - stack[::-1].index(promotion.model_id) + 1 :]
         for candidate in reversed(stack[:-1]):
-            model = _model(session, candidate)
-            if model.retired_at is None and candidate != recipe.champion_id:
+            model = repository.model(session, candidate)
+            if model is not None and model.retired_at is None and candidate != recipe.champion_id:
                 repository.set_champion(session, recipe, candidate, "rollback")
                 return model
-        raise Problem(409, "nothing-to-roll-back-to", f"No earlier champion of {recipe_name} is left.")
+        raise NothingToRollBackToError(recipe_name)
 
 
 def retire(database: Database, model_id: str) -> Model:
-    """Take a model out of use; a champion must be replaced first."""
+    """Take a model out of use.
+
+    Raises:
+        UnknownModelError: no model has this id.
+        ModelIsChampionError: the model decides; it must be replaced first.
+    """
     with database.writing() as session:
-        model, recipe = _held_model(session, model_id)
+        model, recipe = _lock_model(session, model_id)
         if recipe.champion_id == model.id:
-            problem = f"{model.name} is the champion of {recipe.name}."
-            raise Problem(409, "model-is-champion", problem, "Promote another version first.")
+            raise ModelIsChampionError(model.name, recipe.name)
         model.retired_at = model.retired_at or datetime.now(UTC)
         return model
 
 
 def status_of(model: Model, champion_id: str | None) -> str:
-    """`champion`, `challenger` or `retired`."""
+    """Return `champion`, `challenger` or `retired`."""
     if model.id == champion_id:
         return "champion"
     return "challenger" if model.retired_at is None else "retired"
 
 
-def unknown_recipe(name: str) -> Problem:
-    """The answer where no model was ever added for a recipe."""
-    return Problem(404, "unknown-recipe", f"There is no recipe {name}.", "Add a model for it: kizu models add BUNDLE.")
-
-
-def unknown_model(model_id: str) -> Problem:
-    """The answer where no model has this id."""
-    return Problem(404, "unknown-model", f"There is no model {model_id}.", "List them with kizu models list.")
-
-
-def try_out(bundle: Bundle, device: Device = "auto") -> None:
-    """Score two made-up images in grey and in colour; raises BundleError if the outputs are not what they must be."""
+def check_scoring(bundle: Bundle, device: Device = "auto") -> None:
+    """Score two random images in grey and in colour; raises BundleError if the outputs have the wrong shape."""
     geometry = bundle.manifest.geometry
     remedy = "Export the bundle again with this version of Kizu."
     rng = np.random.default_rng(0)
@@ -140,26 +150,17 @@ def try_out(bundle: Bundle, device: Device = "auto") -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed `add` left behind, once it is old enough to be nobody's work."""
+    """Remove what a killed `add` left behind, once it is too old to belong to a running one."""
     for leftover in folder.glob(f"{TEMPORARY}*"):
         if time.time() - leftover.stat().st_mtime > _STALE_AFTER_S:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _model(session: Session, model_id: str) -> Model:
-    model = repository.model(session, model_id)
-    if model is None:
-        raise unknown_model(model_id)
-    return model
-
-
-def _held_model(session: Session, model_id: str) -> tuple[Model, Recipe]:
-    model = _model(session, model_id)
-    recipe = repository.lock_recipe(session, model.recipe)
-    assert recipe is not None
-    # Somebody may have retired it while we waited for the recipe.
-    session.refresh(model)
-    return model, recipe
+def _lock_model(session: Session, model_id: str) -> tuple[Model, RegisteredRecipe]:
+    locked = repository.lock_model(session, model_id)
+    if locked is None:
+        raise UnknownModelError(model_id)
+    return locked
 
 
 def _copy(bundle: Bundle, folder: Path, model_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Recipes, the versions of their models, and who decided when."""
+"""Tables of recipes, of their model versions and of promotions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kizu.models.operating_point import OperatingPoint
 from kizu.service.storage.database import Base
 
 
-class Recipe(Base):
-    """What is inspected; made by the first model that is added for it."""
+class RegisteredRecipe(Base):
+    """A recipe that the service knows; made by the first model that is added for it."""
 
     __tablename__ = "recipes"
 
@@ -50,12 +50,12 @@ class Model(Base):
 
     @cached_property
     def statement(self) -> str:
-        """The certificate in plain words; its bounds take a while to compute."""
+        """The certificate as sentences; its bounds take a while to compute."""
         return self.operating_point.statement()
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Recipe and number, as `deeppcb v3`."""
         return f"{self.recipe} v{self.number}"
 
 

@@ -1,4 +1,4 @@
-"""`/v1/inspections/{id}/reviews` and `/v1/reviews/queue`."""
+"""`/v1/inspections/{id}` with its reviews, `/v1/inspections/{id}/reviews` and `/v1/reviews/queue`."""
 
 from __future__ import annotations
 
@@ -7,36 +7,57 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from kizu.service.context import Context
+from kizu.service.dependencies import injected
 from kizu.service.fields import Name
 from kizu.service.pages import Cursor, Limit, decode_cursor
 from kizu.service.problems import responses
 from kizu.service.reviews import service
-from kizu.service.reviews.schemas import NewReview, Queue, ReviewView
+from kizu.service.reviews.schemas import InspectionDetail, NewReview, Queue, ReviewView
+from kizu.service.storage.database import Database
 
-router = APIRouter(prefix="/v1", tags=["reviews"])
+InjectedDatabase = Annotated[Database, injected(Database)]
+
+router = APIRouter(prefix="/v1")
+
+
+@router.get(
+    "/inspections/{inspection_id}",
+    tags=["inspections"],
+    summary="One inspection with its reviews",
+    responses=responses(404, 422),
+)
+def get_inspection(database: InjectedDatabase, inspection_id: UUID) -> InspectionDetail:
+    """Return the verdict, what it rests on, and all reviews."""
+    return service.detail(database, inspection_id)
 
 
 @router.post(
-    "/inspections/{inspection_id}/reviews", status_code=201, summary="Say what it was", responses=responses(404, 422)
+    "/inspections/{inspection_id}/reviews",
+    tags=["reviews"],
+    status_code=201,
+    summary="Say what it was",
+    responses=responses(404, 422),
 )
-def create_review(context: Context, inspection_id: UUID, review: NewReview) -> ReviewView:
+def create_review(database: InjectedDatabase, inspection_id: UUID, review: NewReview) -> ReviewView:
     """Label an inspection. Reviews are only ever added; the latest one counts."""
-    return service.add(context.database, inspection_id, review)
+    return service.add(database, inspection_id, review)
 
 
 @router.get(
     "/reviews/queue",
+    tags=["reviews"],
     summary="What waits for a review, oldest first",
     response_model_exclude_unset=True,
     responses=responses(404, 422),
 )
 def get_queue(
-    context: Context,
+    database: InjectedDatabase,
     recipe: Annotated[Name, Query(description="Whose inspections.")],
     cursor: Cursor = None,
     limit: Limit = 50,
-    blind: Annotated[bool, Query(description="Leave verdict and score out, so that they sway nobody.")] = True,
+    blind: Annotated[
+        bool, Query(description="Leave verdict and score out, so that they do not bias the reviewer.")
+    ] = True,
 ) -> Queue:
-    """Unreviewed NG and REVIEW verdicts, mixed with audit samples of passed parts."""
-    return service.queue(context.database, recipe, decode_cursor(cursor), limit, blind)
+    """List unreviewed NG and REVIEW verdicts, mixed with audit samples of passed parts."""
+    return service.queue(database, recipe, decode_cursor(cursor), limit, blind)

@@ -1,4 +1,4 @@
-"""Every query on reviews and on what waits for one."""
+"""Queries on reviews and on the inspections that wait for one."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from kizu.service.inspections.tables import Inspection
 from kizu.service.reviews.tables import Review
 
 
-def hold_inspection(session: Session, inspection_id: UUID) -> Inspection | None:
-    """The inspection, held against other reviewers until the transaction ends."""
+def lock_inspection(session: Session, inspection_id: UUID) -> Inspection | None:
+    """Return the inspection, locked against other reviewers until the transaction ends."""
     return session.get(Inspection, inspection_id, with_for_update=True)
 
 
 def add(session: Session, review: Review, inspection: Inspection) -> None:
-    """Add a review; the caller holds the inspection."""
+    """Insert a review; the caller has locked the inspection."""
     session.add(review)
     inspection.label = review.label
 
 
 def of_inspection(session: Session, inspection_id: UUID) -> Sequence[Review]:
-    """The inspection's reviews, oldest first."""
+    """Return the inspection's reviews, oldest first."""
     return session.scalars(sa.select(Review).where(Review.inspection_id == inspection_id).order_by(Review.id)).all()
 
 
@@ -38,7 +38,7 @@ def _waiting(recipe: str) -> sa.ColumnElement[bool]:
 
 
 def queue(session: Session, recipe: str, after: UUID | None, limit: int) -> Sequence[Inspection]:
-    """What waits for a review, oldest first, behind the inspection `after`."""
+    """Return the inspections that wait for a review, behind the inspection `after`, oldest first."""
     query = sa.select(Inspection).where(_waiting(recipe)).order_by(Inspection.id).limit(limit)
     if after is not None:
         query = query.where(Inspection.id > after)
@@ -46,5 +46,5 @@ def queue(session: Session, recipe: str, after: UUID | None, limit: int) -> Sequ
 
 
 def pending(session: Session, recipe: str) -> int:
-    """How many wait for a review."""
+    """Return the number of inspections that wait for a review."""
     return session.scalar(sa.select(sa.func.count()).select_from(Inspection).where(_waiting(recipe))) or 0

@@ -1,4 +1,4 @@
-"""Reviews as they come in and go out, and the queue of what to review."""
+"""API schemas of reviews and of the review queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Label = Literal["OK", "NG"]
 
 
 class NewReview(BaseModel):
-    """What a person found."""
+    """A person's label of an inspection."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,19 +46,21 @@ class ReviewView(BaseModel):
 
 
 class InspectionDetail(InspectionView):
-    """An inspection with what people found."""
+    """An inspection with its reviews."""
 
     label: Label | None = Field(description="The latest review's; null: not reviewed.")
     reviews: list[ReviewView] = Field(description="Oldest first; the last one counts.")
 
 
 class QueueLinks(BaseModel):
+    """Paths of what a reviewer needs."""
+
     image: str
     reviews: str
 
 
 class QueueItem(BaseModel):
-    """An inspection that waits for a person. What the model thought is left out unless asked for."""
+    """An inspection that waits for a review. Verdict and score are left out unless asked for."""
 
     id: UUID
     recipe: str
@@ -75,6 +77,8 @@ class QueueItem(BaseModel):
 
 
 class Queue(BaseModel):
+    """A page of the review queue."""
+
     items: list[QueueItem]
     next: str | None
     pending: int = Field(description="All that wait, on this page or not.")

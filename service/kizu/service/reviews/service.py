@@ -1,7 +1,7 @@
-"""Keeping what people found, and choosing what they should look at.
+"""Reviews: store labels, and queue inspections for review.
 
-Flagged inspections and audit samples wait in one queue in which neither can be told from the other: a reviewer who
-knows what the model said finds what the model said.
+Flagged inspections and audit samples share one queue and cannot be distinguished in it: a reviewer who knows the
+model's verdict tends to confirm it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from uuid import UUID
 
 from kizu.service.identifiers import new_id, time_of
-from kizu.service.inspections.schemas import ImageView
+from kizu.service.inspections import listing
+from kizu.service.inspections.schemas import ImageView, InspectionView
 from kizu.service.inspections.tables import Inspection
 from kizu.service.pages import encode_cursor
-from kizu.service.problems import Problem
-from kizu.service.registry.service import unknown_recipe
-from kizu.service.registry.tables import Recipe
+from kizu.service.registry import repository as registry
+from kizu.service.registry.errors import UnknownRecipeError
 from kizu.service.reviews import repository
-from kizu.service.reviews.schemas import NewReview, Queue, QueueItem, QueueLinks, ReviewView
+from kizu.service.reviews.schemas import InspectionDetail, NewReview, Queue, QueueItem, QueueLinks, ReviewView
 from kizu.service.reviews.tables import Review
 from kizu.service.storage.database import Database
 
@@ -24,20 +24,29 @@ from kizu.service.storage.database import Database
 def add(database: Database, inspection_id: UUID, new: NewReview) -> ReviewView:
     """Add a review; raises a 404 Problem."""
     with database.writing() as session:
-        inspection = repository.hold_inspection(session, inspection_id)
+        inspection = repository.lock_inspection(session, inspection_id)
         if inspection is None:
-            raise Problem(404, "unknown-inspection", f"There is no inspection {inspection_id}.")
+            raise listing.unknown_inspection(inspection_id)
         review_id = new_id()
         review = Review(id=review_id, inspection_id=inspection_id, created_at=time_of(review_id), **new.model_dump())
         repository.add(session, review, inspection)
     return ReviewView.model_validate(review)
 
 
-def queue(database: Database, recipe: str, after: UUID | None, limit: int, blind: bool) -> Queue:
-    """One page of what waits for a review, oldest first; raises a 404 Problem."""
+def detail(database: Database, inspection_id: UUID) -> InspectionDetail:
+    """Return an inspection with all its reviews; raises a 404 Problem."""
+    inspection, model = listing.find(database, inspection_id)
     with database.reading() as session:
-        if session.get(Recipe, recipe) is None:
-            raise unknown_recipe(recipe)
+        reviews = [ReviewView.model_validate(review) for review in repository.of_inspection(session, inspection_id)]
+    view = InspectionView.of(inspection, model)
+    return InspectionDetail(**dict(view), label=inspection.label, reviews=reviews)  # type: ignore[arg-type]
+
+
+def queue(database: Database, recipe: str, after: UUID | None, limit: int, blind: bool) -> Queue:
+    """Return one page of the inspections that wait for a review, oldest first; raises UnknownRecipeError."""
+    with database.reading() as session:
+        if not registry.recipe_exists(session, recipe):
+            raise UnknownRecipeError(recipe)
         rows = repository.queue(session, recipe, after, limit + 1)
         pending = repository.pending(session, recipe)
     items = [_item(row, blind) for row in rows[:limit]]
@@ -54,13 +63,7 @@ def _item(inspection: Inspection, blind: bool) -> QueueItem:
         station=inspection.station,
         captured_at=inspection.captured_at,
         received_at=inspection.received_at,
-        image=ImageView(
-            sha256=inspection.image_sha256,
-            bytes=inspection.image_bytes,
-            width=inspection.width,
-            height=inspection.height,
-            media_type=inspection.media_type,
-        ),
+        image=ImageView.of(inspection),
         links=QueueLinks(image=f"{base}/image", reviews=f"{base}/reviews"),
     )
     if not blind:

@@ -1,4 +1,4 @@
-"""What people found."""
+"""The table of reviews."""
 
 from __future__ import annotations
 

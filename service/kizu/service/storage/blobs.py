@@ -3,8 +3,8 @@
 Notable here:
 - `put` returns when the blob would survive a power cut: file written and flushed, renamed, folder flushed.
 - A crash between blob and row leaves a blob that no row names. Serving processes share a lock on the store; one that
-  gets it alone knows that nobody is between the two steps, and only then sweeps. With others alive it leaves the
-  sweep to a later start.
+  gets it exclusively knows that no process is between the two steps, and only then sweeps. With others alive it leaves
+  the sweep to a later start.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _SWEEP_BATCH = 500
 
 
 class BlobStore(Protocol):
-    """What the service asks of a store; keys are SHA-256 in hex."""
+    """A store of images by key; keys are SHA-256 in hex."""
 
     def put(self, key: str, data: bytes) -> None:
         """Store durably; a key that is there already stays as it is."""
 
     def get(self, key: str) -> bytes:
-        """The bytes; raises FileNotFoundError."""
+        """Return the bytes; raises FileNotFoundError."""
 
 
 def key_of(data: bytes) -> str:
-    """The key of these bytes."""
+    """Return the key of these bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 class LocalBlobStore:
-    """A folder, with two levels of 256 folders each below it."""
+    """A store in a folder, with two levels of 256 folders each below it."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -48,7 +48,7 @@ class LocalBlobStore:
         self._durable_folders: set[Path] = set()
 
     def path(self, key: str) -> Path:
-        """Where a blob is kept."""
+        """Return the path of a blob."""
         if not _KEY.fullmatch(key):
             raise ValueError(f"not a blob key: {key!r}")
         return self.root / key[:2] / key[2:4] / key
@@ -64,15 +64,15 @@ class LocalBlobStore:
         if not present:
             files.write_bytes(path, data, temporary=self._temporary / uuid.uuid4().hex)
         else:
-            # Whoever renamed it may not have come to flush the folder yet.
+            # The process that renamed it may not have flushed the folder yet.
             files.sync_folder(path.parent)
 
     def get(self, key: str) -> bytes:
-        """The bytes; raises FileNotFoundError."""
+        """Return the bytes; raises FileNotFoundError."""
         return self.path(key).read_bytes()
 
     def keys(self) -> Iterator[str]:
-        """Every key in the store."""
+        """Iterate over every key in the store."""
         for path in self.root.glob("[0-9a-f][0-9a-f]/[0-9a-f][0-9a-f]/*"):
             if _KEY.fullmatch(path.name):
                 yield path.name
@@ -101,7 +101,7 @@ class LocalBlobStore:
         if folder in self._durable_folders:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        # Also where it was there: whoever made it may not have come to flush its name yet.
+        # Even if it existed: the process that made it may not have flushed its name yet.
         files.sync_folder(folder.parent)
         if folder.parent not in self._durable_folders:
             files.sync_folder(folder.parent.parent)
@@ -110,7 +110,7 @@ class LocalBlobStore:
 
 
 class StoreLock:
-    """A process's share of the store, until `release` or the process's end, however it comes."""
+    """A process's shared lock on the store, until `release` or the end of the process."""
 
     def __init__(self, path: Path, sweep: Callable[[], None]):
         self._file = path.open("ab")
@@ -123,5 +123,5 @@ class StoreLock:
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def release(self) -> None:
-        """Leave the store."""
+        """Release the lock."""
         self._file.close()

@@ -1,7 +1,7 @@
 """The database: SQLite or PostgreSQL behind one class.
 
 Notable here:
-- SQLite runs in WAL mode with synchronous=FULL: a commit has reached the disk before anybody hears of it.
+- SQLite runs in WAL mode with synchronous=FULL: a commit has reached the disk before it is reported.
 - Writers begin with BEGIN IMMEDIATE, so two of them queue up instead of failing half-way.
 - Times are stored in UTC and read back with their zone from either database.
 """
@@ -32,12 +32,14 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Convert to UTC; without zone for SQLite."""
         if value is None:
             return None
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Return the instant in UTC."""
         del dialect
         if value is None:
             return None
@@ -45,7 +47,7 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """The tables. Named constraints, because SQLite can only change what has a name."""
+    """Base of the tables. Constraints are named, because SQLite can only change what has a name."""
 
     metadata = sa.MetaData(
         naming_convention={
@@ -60,7 +62,7 @@ class Base(DeclarativeBase):
 
 
 class Database:
-    """An engine with its two kinds of transaction."""
+    """An engine with its two kinds of transaction: reading and writing."""
 
     def __init__(self, url: str):
         try:
@@ -98,13 +100,13 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A consistent view; nothing is written."""
+        """Open a session for reading; nothing is written."""
         with Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A transaction that commits at the end of the block, or rolls back with its exception."""
+        """Open a transaction that commits at the end of the block, or rolls back with its exception."""
         options = {"sqlite_begin": "IMMEDIATE"} if self.is_sqlite else {}
         engine = self.engine.execution_options(**options)
         with Session(engine, expire_on_commit=False) as session, session.begin():
@@ -116,7 +118,7 @@ class Database:
 
 
 def insert_or_ignore(session: Session, table: type[Base], **values: Any) -> bool:
-    """INSERT unless a row with that key exists; whether a row was added."""
+    """INSERT unless a row with that key exists; return True if a row was added."""
     connection = session.connection()
     return connection.execute(_insert_or_ignore(table, connection.dialect.name), values).rowcount == 1
 
@@ -125,7 +127,8 @@ def insert_or_ignore(session: Session, table: type[Base], **values: Any) -> bool
 def _insert_or_ignore(table: type[Base], dialect: str) -> sa.Insert:
     # Built once: compiling it anew would cost more than running it.
     module = sqlite if dialect == "sqlite" else postgresql
-    return module.insert(table.__table__).on_conflict_do_nothing()
+    insert: sa.Insert = module.insert(table.__table__).on_conflict_do_nothing()
+    return insert
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -23,20 +23,20 @@ logger = logging.getLogger(__name__)
 
 
 def head() -> str:
-    """The schema version that this code works with."""
+    """Return the schema version that this code works with."""
     revision = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     assert revision is not None
     return revision
 
 
 def current(database: Database) -> str | None:
-    """The schema version of the database; None if it is empty."""
+    """Return the schema version of the database; None if it is empty."""
     with database.engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
 def upgrade(database: Database) -> bool:
-    """Bring the database to `head`; whether there was anything to do.
+    """Bring the database to `head`; return True if anything was done.
 
     Raises:
         UserError: the database was written by a newer Kizu, or does not answer.
@@ -55,7 +55,7 @@ def upgrade(database: Database) -> bool:
 
 
 def downgrade(database: Database, revision: str) -> None:
-    """Take the database back to an older schema; what that schema has no place for is lost."""
+    """Take the database back to an older schema; what that schema cannot hold is lost."""
     with _exclusive(database) as connection:
         command.downgrade(_config(connection), revision)
 
@@ -72,7 +72,7 @@ def _refuse_newer(revision: str | None) -> None:
 
 @contextmanager
 def _exclusive(database: Database) -> Iterator[sa.Connection]:
-    """One migrating process at a time, and the whole way in one transaction."""
+    """Lock out other migrating processes, and migrate in one transaction."""
     if database.is_sqlite:
         # Rebuilding a table means dropping it, which foreign keys would not survive; they are checked at the end.
         engine = database.engine.execution_options(sqlite_begin="IMMEDIATE")

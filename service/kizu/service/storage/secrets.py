@@ -11,6 +11,8 @@ from kizu.service.storage.database import Base, Database, insert_or_ignore
 
 
 class Secret(Base):
+    """A named random key."""
+
     __tablename__ = "secrets"
 
     name: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
@@ -18,7 +20,7 @@ class Secret(Base):
 
 
 def secret(database: Database, name: str) -> bytes:
-    """32 random bytes, the same for every process of this installation."""
+    """Return 32 random bytes, the same for every process of this installation."""
     with database.writing() as session:
         insert_or_ignore(session, Secret, name=name, value=secrets.token_bytes(32))
         return session.scalars(sa.select(Secret.value).where(Secret.name == name)).one()

@@ -1,7 +1,7 @@
-"""One thread that writes, and commits what has gathered in one transaction.
+"""Group commit: one thread writes, and commits what has gathered in one transaction.
 
 Notable here:
-- A caller hears of success only after the commit. While one commit waits for the disk, the next group gathers, so
+- A future resolves only after the commit. While one commit waits for the disk, the next group gathers, so
   throughput grows with load instead of one flush per row.
 - A group that fails is rolled back and tried again one by one: a bad write fails alone. Operations must therefore be
   safe to run twice; the ones that insert do so by a key made by the caller.
@@ -38,7 +38,7 @@ class _Write(Generic[Result]):
 
 
 class GroupCommitWriter:
-    """Runs operations in shared transactions, in the order of their submission."""
+    """Writer that runs operations in shared transactions, in the order of their submission."""
 
     def __init__(self, database: Database):
         self._database = database
@@ -63,7 +63,7 @@ class GroupCommitWriter:
             group: list[_Write[Any]] = []
             item = self._queue.get()
             while item is not None:
-                # From here on a caller who gives up can no longer take the write back.
+                # From here on the caller can no longer cancel the write.
                 if item.future.set_running_or_notify_cancel():
                     group.append(item)
                 if len(group) == GROUP_SIZE:

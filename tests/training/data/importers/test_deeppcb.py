@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def test_ok_tiles_can_be_capped_per_board_and_by_lot(source: Path, tmp_path: Pat
 
 
 def test_bad_deeppcb_is_refused_and_leaves_nothing(source: Path, tmp_path: Path) -> None:
-    def refuse(problem: str, **options: object) -> None:
+    def refuse(problem: str, **options: Any) -> None:
         with pytest.raises(UserError, match=problem) as caught:
             import_deeppcb(source, tmp_path / "set", **options)
         assert caught.value.remedy

@@ -26,7 +26,7 @@ from kizu.training.augment.geometry import OrthogonalWarp, compose, rotation, sc
 
 @config_dataclass(frozen=True, config=STRICT)
 class AugmentConfig:
-    """Which transforms may happen. By default, those that the paper trains with: geometry and colour.
+    """Transforms that may happen; by default those that the paper trains with: geometry and colour.
 
     What an inspected part may look like decides: where an orientation, a mirror image or a hue tells good from bad,
     its transform is better left off.
@@ -66,7 +66,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to each of N images, in the order of the pipeline. None is off; a neutral value leaves it undone."""
+    """Sampled transforms of N images, in the order of the pipeline; None: off. A neutral value changes nothing."""
 
     flip: Tensor | None = None  # [N] bool
     quarter_turns: Tensor | None = None  # [N], counter-clockwise as in torch.rot90

@@ -157,7 +157,7 @@ def altered(images: Tensor) -> Tensor:
 
 
 def _flat(images: Tensor) -> Tensor:
-    """Of one colour each: any, or one of the image's own."""
+    """Fill each with one colour: any, or one of the image's own."""
     count, channels, height, width = images.shape
     at = torch.randint(0, height * width, (count, 1, 1), device=images.device).expand(-1, channels, -1)
     own = images.flatten(2).gather(2, at)[..., None]
@@ -213,7 +213,7 @@ def _powers_of_two(count: int, side: int, finest: float, device: torch.device | 
 
 
 def _next_power_of_two(value: float) -> int:
-    return 2 ** max(0, math.ceil(math.log2(value)))
+    return 1 << max(0, math.ceil(math.log2(value)))
 
 
 def _fade(t: Tensor) -> Tensor:

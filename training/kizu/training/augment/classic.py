@@ -20,7 +20,7 @@ from kizu.training.augment.geometry import blit, compose, rotation, scaling, tra
 
 
 class Amounts(Protocol):
-    """What may happen to an image (`kizu.training.recipe.AugmentSection`)."""
+    """Ranges of the augmentations (`kizu.training.recipe.AugmentSection`)."""
 
     @property
     def flip_horizontal(self) -> bool: ...

@@ -75,7 +75,10 @@ def banded(columns: Tensor, values: Tensor, width: int) -> Tensor:
 
 
 def sources(inverse: Tensor, x: Tensor, y: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where output positions x [w] and y [h] come from under `inverse` [N, 3, 3], not folded: x and y, [N, h, w]."""
+    """Return the source positions of output positions x [w] and y [h] under `inverse` [N, 3, 3].
+
+    They are x and y, [N, h, w] each, and not folded back into the image.
+    """
     centre_x, centre_y = (size[1] - 1) / 2, (size[0] - 1) / 2
     x, y = (x - centre_x)[None, None, :], (y - centre_y)[None, :, None]
     row = inverse[:, :, :, None, None]
@@ -174,9 +177,10 @@ class _BilinearAdjoint(torch.autograd.Function):
     def forward(values: Tensor, grid: Tensor, size: torch.Size) -> Tensor:
         images = values.new_zeros(*values.shape[:2], *size)
         bilinear, border, align_corners = 0, 1, True
-        return torch.ops.aten.grid_sampler_2d_backward(
+        gradient: Tensor = torch.ops.aten.grid_sampler_2d_backward(
             values.contiguous(), images, grid, bilinear, border, align_corners, [True, False]
         )[0]
+        return gradient
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, torch.Size], output: Tensor) -> None:  # noqa: ARG004

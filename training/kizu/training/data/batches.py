@@ -22,11 +22,11 @@ from torch import Tensor
 from kizu.errors import UserError
 
 BLOCK = 1 << 16
-"""Places whose order is drawn at once, at least; whole epochs."""
+"""Indices whose order is sampled at once, at least; whole epochs."""
 
 
 class Batch(NamedTuple):
-    """Images and what is known of each."""
+    """Images and their class numbers."""
 
     images: Tensor
     """float32 [N, C, H, W] in [−1, 1]."""
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of images beside their labels."""
+    """Ground truth of images in addition to their labels."""
 
     masks: Tensor
     """Share of each pixel that is defect: uint8 [N, 1, H, W], 255 being all of it; zeros where it is not known."""
@@ -51,7 +51,7 @@ class Truth:
 
 
 class LabelledBatch(Batch):
-    """A batch of which more is known than labels."""
+    """A batch with ground truth beyond labels."""
 
     truth: Truth
 
@@ -69,7 +69,7 @@ class Stratum(NamedTuple):
     """Images of one sort, and how many of them a global batch holds."""
 
     members: Tensor
-    """Their places in the set, int64 [K], K ≥ 1."""
+    """Their indices in the set, int64 [K], K ≥ 1."""
     per_batch: int
 
 
@@ -117,7 +117,7 @@ class Batches:
         self.epoch = len(images)
         """Images that count as one pass."""
         self._epochs_per_block = -(-BLOCK // len(images))
-        self._order = lru_cache(maxsize=2)(self._draw_block)
+        self._order = lru_cache(maxsize=2)(self._shuffle_block)
 
     def __len__(self) -> int:
         """Images in the set."""
@@ -128,15 +128,15 @@ class Batches:
         local = self.batch_size // self.world_size
         start = self.position * self.batch_size + self.rank * local
         self.position += 1
-        return self.at(self._places(start, local))
+        return self.at(self._indices(start, local))
 
     def at(self, indices: Tensor) -> Batch:
-        """The images at these places of the set, int64 [N]."""
+        """Return the images at these indices of the set, int64 [N]."""
         pixels = self.images[indices.to(self.images.device)]
         images = pixels.to(self.device, torch.float32) / 127.5 - 1
         return Batch(images, self.labels[indices.to(self.labels.device)])
 
-    def _places(self, start: int, count: int) -> Tensor:
+    def _indices(self, start: int, count: int) -> Tensor:
         size = self._epochs_per_block * len(self.images)
         pieces = []
         while count:
@@ -146,7 +146,7 @@ class Batches:
             start, count = start + len(piece), count - len(piece)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def _draw_block(self, block: int) -> Tensor:
+    def _shuffle_block(self, block: int) -> Tensor:
         first = block * self._epochs_per_block
         return torch.cat([self._permutation(first + i) for i in range(self._epochs_per_block)]).to(self.images.device)
 
@@ -199,17 +199,17 @@ class LabelledBatches(Batches):
         self.mask_of = mask_of.to(self.device)
         self.weights = weights.to(self.device)
         self.defects = self.labels if defects is None else defects.to(self.device)
-        made = torch.zeros(len(images), dtype=torch.bool) if synthetic is None else synthetic
-        self.synthetic = made.to(self.device)
+        synthetic = torch.zeros(len(images), dtype=torch.bool) if synthetic is None else synthetic
+        self.synthetic = synthetic.to(self.device)
         self.strata = [Stratum(s.members.cpu(), s.per_batch) for s in strata if s.per_batch]
         self.epoch = epoch
         # Strata alternate evenly, so that every process's slice has nearly the same shares.
-        place = torch.cat([(torch.arange(s.per_batch) + 0.5) / s.per_batch for s in self.strata])
-        self._interleaved = place.argsort(stable=True)
+        position = torch.cat([(torch.arange(s.per_batch) + 0.5) / s.per_batch for s in self.strata])
+        self._interleaved = position.argsort(stable=True)
         self._stratum_order = lru_cache(maxsize=4 * len(self.strata))(self._permuted)
 
     def at(self, indices: Tensor) -> LabelledBatch:
-        """The images at these places of the set, int64 [N]."""
+        """Return the images at these indices of the set, int64 [N]."""
         images, labels = super().at(indices)
         indices = indices.to(self.device)
         mask_of = self.mask_of[indices]
@@ -217,16 +217,16 @@ class LabelledBatches(Batches):
         known = (self.weights, self.defects, self.synthetic)
         return LabelledBatch(images, labels, Truth(masks, mask_of >= 0, *(of_set[indices] for of_set in known)))
 
-    def _places(self, start: int, count: int) -> Tensor:
+    def _indices(self, start: int, count: int) -> Tensor:
         batch, offset = divmod(start, self.batch_size)
-        drawn = [self._drawn(i, batch * s.per_batch, s.per_batch) for i, s in enumerate(self.strata)]
-        return torch.cat(drawn)[self._interleaved[offset : offset + count]].to(self.images.device)
+        sampled = [self._sample(i, batch * s.per_batch, s.per_batch) for i, s in enumerate(self.strata)]
+        return torch.cat(sampled)[self._interleaved[offset : offset + count]].to(self.images.device)
 
-    def _drawn(self, stratum: int, start: int, count: int) -> Tensor:
-        """Draws `start` … `start + count` of a stratum's own endless stream."""
+    def _sample(self, stratum: int, start: int, count: int) -> Tensor:
+        """Return indices `start` … `start + count` of a stratum's own endless stream."""
         size = len(self.strata[stratum].members)
-        draws = [divmod(start + i, size) for i in range(count)]
-        return torch.stack([self._stratum_order(stratum, epoch)[place] for epoch, place in draws])
+        positions = [divmod(start + i, size) for i in range(count)]
+        return torch.stack([self._stratum_order(stratum, epoch)[position] for epoch, position in positions])
 
     def _permuted(self, stratum: int, epoch: int) -> Tensor:
         members = self.strata[stratum].members
@@ -237,7 +237,7 @@ class LabelledBatches(Batches):
 def apportion(
     batch_size: int, ng_share: float, ng: int, synthetic: int, ratio: float, *, synthetic_is_ng: bool = True
 ) -> tuple[int, int, int]:
-    """How many OK, real NG and synthetic NG a batch holds.
+    """Return how many OK, real NG and synthetic NG a batch holds.
 
     NG are `ng_share` of it, rounded, with at least one of either label. Of these, there are at most `ratio` synthetic
     per real NG (rounded down), and never so many that a synthetic image came more often than a real one; without real
@@ -251,12 +251,12 @@ def apportion(
     """
     if not synthetic_is_ng:
         per_image = ng_share * min(ratio, synthetic / ng) if ng else 0.0
-        drawn = min(int(batch_size * per_image / (1 + per_image) + 1e-9), batch_size - 2)
-        ok, real, _ = apportion(batch_size - drawn, ng_share, ng, 0, 0.0)
-        return ok, real, drawn
-    wanted = min(max(round(ng_share * batch_size), 1), batch_size - 1)
+        generated = min(int(batch_size * per_image / (1 + per_image) + 1e-9), batch_size - 2)
+        ok, real, _ = apportion(batch_size - generated, ng_share, ng, 0, 0.0)
+        return ok, real, generated
+    positives = min(max(round(ng_share * batch_size), 1), batch_size - 1)
     if not ng:
-        return batch_size - wanted, 0, wanted
+        return batch_size - positives, 0, positives
     per_real = min(ratio, synthetic / ng)
-    drawn = min(int(wanted * per_real / (1 + per_real) + 1e-9), wanted - 1)
-    return batch_size - wanted, wanted - drawn, drawn
+    generated = min(int(positives * per_real / (1 + per_real) + 1e-9), positives - 1)
+    return batch_size - positives, positives - generated, generated

@@ -43,7 +43,7 @@ Window = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class CropSource:
-    """Where a crop was taken."""
+    """Source image and window of a crop."""
 
     path: str
     """The row's path."""
@@ -68,7 +68,7 @@ class Crops:
 
     @property
     def located(self) -> Tensor:
-        """Whether it is known which pixels are defect, bool [M]."""
+        """Flags of the crops whose defect pixels are known, bool [M]."""
         if self.masks is None:
             return torch.zeros(len(self.classes), dtype=torch.bool)
         return (self.masks != 0).flatten(1).any(1)
@@ -198,7 +198,7 @@ class _Cutter:
         ]
 
     def _middle(self, bounds: Window) -> Window:
-        """As much of the middle of these bounds as a window of `crop` pixels holds."""
+        """Return the middle of these bounds, at most `crop` pixels wide and high."""
         x0, y0, x1, y1 = bounds
         tall, wide = (int(side * self.crop / max(self.size) / (1 + 2 * self.context)) for side in self.size)
         left, top = max(x0, (x0 + x1 - wide) // 2), max(y0, (y0 + y1 - tall) // 2)
@@ -218,7 +218,7 @@ class _Cutter:
             )
 
     def _mask(self, row: Row, height: int, width: int) -> NDArray[np.bool_] | None:
-        """Which pixels are defect, by the row's mask or else by its boxes; None where it has neither."""
+        """Return the defect pixels by the row's mask or else by its boxes; None where it has neither."""
         mask = self.manifest.mask(row)
         if mask is None:
             return rasterised(row, height, width) if row.boxes else None

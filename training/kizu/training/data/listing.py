@@ -1,4 +1,4 @@
-"""What a data set's folder holds, as the manifest's reader asks for it.
+"""Listing of a data set's folder for the manifest's reader.
 
 Notable here:
 - Each directory is listed once: asking the file system per row is slow for 100 000 rows.
@@ -20,12 +20,12 @@ class Listing:
         self._folders: dict[PurePosixPath, tuple[bool, frozenset[str]]] = {}
 
     def inside(self, pure: PurePosixPath) -> bool:
-        """Whether the path, links followed, stays below the root."""
+        """Tell whether the path, links followed, stays below the root."""
         inside, plain_files = self._folder(pure.parent)
         return inside and (pure.name in plain_files or self._resolves_inside(pure))
 
     def has(self, pure: PurePosixPath) -> bool:
-        """Whether there is such a file."""
+        """Tell whether there is such a file."""
         return pure.name in self._folder(pure.parent)[1] or (self.root / pure).is_file()
 
     def _resolves_inside(self, pure: PurePosixPath) -> bool:

@@ -72,7 +72,7 @@ class Row:
 
     @property
     def synthetic(self) -> bool:
-        """Whether a generator made the image."""
+        """True where a generator made the image."""
         return bool(self.origin)
 
     @property

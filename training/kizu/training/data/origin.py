@@ -1,4 +1,4 @@
-"""Where a synthetic image came from: `KIND:RUN:SEED`, one cell of the manifest.
+"""Origin of a synthetic image: `KIND:RUN:SEED`, one cell of the manifest.
 
 Notable here:
 - Kind and run hold no colon, so that the cell can be taken apart, and nothing that CSV or a log line would not survive.
@@ -33,7 +33,7 @@ def format_origin(kind: str, run: str, seed: int) -> str:
 
 
 def is_origin(text: str) -> bool:
-    """Whether a cell is what `format_origin` writes."""
+    """Tell whether a cell is what `format_origin` writes."""
     kind, _, rest = text.partition(":")
     run, _, seed = rest.partition(":")
     return _is_name(kind) and _is_name(run) and _SEED.fullmatch(seed) is not None

@@ -45,7 +45,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class _Look:
-    """What the images of one board have in common."""
+    """Properties that all images of one board share."""
 
     tint: Floats
     gain: float
@@ -219,7 +219,8 @@ class _Stage:
         copper = np.abs(self._reduced(after.copper) - self._reduced(before.copper))
         hidden = np.maximum(self._reduced(after.legend), self._reduced(after.hole))
         surface = self._reduced(after.surface) - self._reduced(before.surface)
-        return np.maximum(copper * (1 - hidden), surface) >= _MASK_THRESHOLD
+        visible: NDArray[np.bool_] = np.maximum(copper * (1 - hidden), surface) >= _MASK_THRESHOLD
+        return visible
 
     def _develop(self, shot: _Shot, look: _Look, random: np.random.Generator) -> NDArray[np.uint8]:
         copper, opening, hole = (self._reduced(layer) for layer in (shot.copper, shot.opening, shot.hole))
@@ -246,7 +247,7 @@ class _Stage:
         if self.channels == 1:
             seen = (seen @ _LUMA)[..., None]
         noise = random.normal(0, 1, seen.shape).astype(np.float32) * (1.0 + 0.014 * seen)
-        final = np.clip(seen + noise + 0.5, 0, 255).astype(np.uint8)
+        final: NDArray[np.uint8] = np.clip(seen + noise + 0.5, 0, 255).astype(np.uint8)
         return final[..., 0] if self.channels == 1 else final
 
 

@@ -31,7 +31,7 @@ from kizu.training.data.pool import Progress, in_order
 
 
 class Batch(NamedTuple):
-    """Generated images and what is known of each."""
+    """Generated images with their classes, seeds and masks."""
 
     images: Tensor
     """uint8 [N, C, H, W]."""
@@ -112,9 +112,9 @@ class _Plan:
             # A copy: whoever samples may fill the same tensor again while this one is being written.
             pixels = images.permute(0, 2, 3, 1).cpu().numpy().copy()
             shown = None if masks is None else (masks != 0).permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8) * 255
-            for place, (name, seed) in enumerate(zip(classes, seeds, strict=True)):
-                mask = shown[place] if shown is not None and shown[place].any() else None
-                yield _Item(self._row(name, int(seed), mask is not None), pixels[place], mask)
+            for index, (name, seed) in enumerate(zip(classes, seeds, strict=True)):
+                mask = shown[index] if shown is not None and shown[index].any() else None
+                yield _Item(self._row(name, int(seed), mask is not None), pixels[index], mask)
 
     def _row(self, name: str, seed: int, located: bool) -> Row:
         file = str(PurePosixPath(self._folder(name), f"{seed:09}.png"))

@@ -92,7 +92,7 @@ class LevelLine:
 
 @dataclass(frozen=True)
 class LineChart:
-    """What a template draws."""
+    """A chart, ready for a template."""
 
     frame: Frame
     curves: tuple[Curve, ...]

@@ -1,4 +1,4 @@
-"""What a scored set says of a detector: ranking, specificity at fixed FNRs, the operating point, each defect class.
+"""Metrics of a detector on a scored set: ranking, specificity at fixed FNRs, the operating point, each defect class.
 
 Notable here:
 - Every rate is a `Rate`: counts and Clopper–Pearson bounds come with it.
@@ -191,7 +191,7 @@ def at_operating_point(
 def _verdicts(
     scores: NDArray[np.float32], operating_point: OperatingPoint
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which scores get the verdict NG, and which OK; in float32, as `OperatingPoint.verdict` sees a graph's score."""
+    """Return which scores get the verdict NG, and which OK; in float32, as `OperatingPoint.verdict` does."""
     return scores >= np.float32(operating_point.threshold), scores < np.float32(operating_point.review_threshold)
 
 

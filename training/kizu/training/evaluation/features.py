@@ -1,4 +1,4 @@
-"""What turns images into features for the generator metrics: Inception where its file is at hand, or a net of our own.
+"""Feature extractors for the generator metrics: Inception from a local file, or a network trained on the images.
 
 Notable here:
 - Nothing is downloaded, and no weights are ever replaced by random ones: a missing file is an error.
@@ -52,7 +52,7 @@ class FeatureExtractor(Protocol):
 
     @property
     def is_inception(self) -> bool:
-        """Whether a Fréchet distance of these features may be called FID."""
+        """True where a Fréchet distance of these features may be called FID."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Uint8 [N, C, H, W] → float32 [N, d] on the CPU; in batches."""
@@ -108,7 +108,7 @@ class _FidelityInception(nn.Module):
 
     def __init__(self, weights: dict[str, Any]):
         super().__init__()
-        from torch_fidelity import FeatureExtractorInceptionV3  # type: ignore[import-untyped]
+        from torch_fidelity import FeatureExtractorInceptionV3
 
         # The library unpickles whatever the file holds; what it gets to read is our own copy of the checked tensors.
         copy = io.BytesIO()
@@ -127,7 +127,7 @@ class _TorchvisionInception(nn.Module):
 
     def __init__(self, weights: dict[str, Any]):
         super().__init__()
-        from torchvision.models import inception_v3  # type: ignore[import-untyped]
+        from torchvision.models import inception_v3
 
         with torch.random.fork_rng(devices=[]):
             self.network = inception_v3(weights=None, init_weights=False)

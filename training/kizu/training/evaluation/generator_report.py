@@ -151,7 +151,7 @@ def nearest_pairs(fake: Tensor, train: Tensor, found: NearestTraining, count: in
 
 
 def judge(lines: Sequence[Line]) -> Verdict:
-    """What the last measurement says, and what it does not."""
+    """Assess the last measurement, and state what it cannot show."""
     if not lines:
         return Verdict(
             "warn",

@@ -1,4 +1,4 @@
-"""How far a generator's images are from real ones, whether they are as varied, and whether they are copies.
+"""Distance of generated images to real ones, their variety, and how many are copies: KID, FID, precision, recall.
 
 Notable here:
 - KID is the headline: unbiased at any number of images, hence negative about half the time where nothing differs. Its
@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class NearestTraining:
-    """How near the fakes lie to training images, on the scale of how near these lie to each other."""
+    """Distances of the fakes to training images, relative to the distances among training images."""
 
     distances: Floats = field(repr=False, compare=False)
     """[N], from each fake to its nearest training image."""
@@ -301,7 +301,8 @@ def _weighted_within(x: Floats, w: Floats) -> Floats:
     np.fill_diagonal(kernel, 0)
     pairs = np.square(w.sum(axis=1)) - np.square(w).sum(axis=1)
     # Of two or three images a resample may be one image alone, which has no pair and says nothing: 0 / 1.
-    return ((w @ kernel) * w).sum(axis=1) / np.maximum(pairs, 1)
+    within: Floats = ((w @ kernel) * w).sum(axis=1) / np.maximum(pairs, 1)
+    return within
 
 
 def _share_within(points: Floats, manifold: Floats, k: int) -> float:
@@ -315,7 +316,7 @@ def _share_within(points: Floats, manifold: Floats, k: int) -> float:
 
 
 def _nearest(points: Floats, among: Floats, farther_than: float = -1.0) -> tuple[NDArray[np.intp], Floats]:
-    """Which of `among` is nearest to each of `points`, and its distance; of those farther than `farther_than`, if any.
+    """Return which of `among` is nearest to each of `points`, and its distance, among those beyond `farther_than`.
 
     Shapes: [N, d] and [L, d] → [N] and [N].
     """

@@ -1,4 +1,4 @@
-"""How well a heatmap finds the defect's pixels: pixel AUROC and PRO, in one pass and bounded memory.
+"""Localisation by a heatmap: pixel AUROC and PRO, in one pass and bounded memory.
 
 Notable here:
 - Pixels are never kept: each falls into one of 2²⁰ bins by the leading bits of its float32, which sorts like the value

@@ -1,4 +1,4 @@
-"""How well a score ranks NG above OK, with intervals that also hold where the sample is small or perfectly separated.
+"""Ranking of NG above OK by a score (AUROC), with intervals that hold for small or perfectly separated samples too.
 
 Notable here:
 - AUROC by midranks with DeLong's variance on the logit scale: O(n log n), and the interval stays inside [0, 1].
@@ -137,7 +137,8 @@ def _counts(levels: NDArray[np.intp], size: int) -> NDArray[np.int64]:
 def _precision_area(ng: NDArray[np.int64], ok: NDArray[np.int64]) -> NDArray[np.float64]:
     caught = ng.cumsum(axis=1)
     flagged = caught + ok.cumsum(axis=1)
-    return (ng * caught / np.maximum(flagged, 1)).sum(axis=1) / caught[:, -1]
+    area: NDArray[np.float64] = (ng * caught / np.maximum(flagged, 1)).sum(axis=1) / caught[:, -1]
+    return area
 
 
 def _separated_precision(m: int, n: int, confidence: float) -> float:

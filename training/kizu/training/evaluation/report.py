@@ -87,7 +87,7 @@ def missing(metrics: DetectionMetrics) -> str | None:
 
 
 def remarks(scored: Scored, metrics: DetectionMetrics, operating_point: OperatingPoint) -> list[str]:
-    """What a reader should be warned of in these very figures."""
+    """Return warnings that these figures call for."""
     found = []
     fnr = metrics.operating_point.fnr_at_threshold
     certified = operating_point.certified_fnr

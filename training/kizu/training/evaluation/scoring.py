@@ -43,13 +43,15 @@ class Scored:
 
     @property
     def ng(self) -> NDArray[np.float32]:
-        """Scores of NG rows."""
-        return np.asarray(self.scores[self.labels == 1])
+        """Scores of the NG rows."""
+        scores: NDArray[np.float32] = self.scores[self.labels == 1]
+        return scores
 
     @property
     def ok(self) -> NDArray[np.float32]:
-        """Scores of OK rows."""
-        return np.asarray(self.scores[self.labels == 0])
+        """Scores of the OK rows."""
+        scores: NDArray[np.float32] = self.scores[self.labels == 0]
+        return scores
 
     @property
     def images_per_second(self) -> float | None:

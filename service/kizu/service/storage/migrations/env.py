@@ -1,8 +1,8 @@
-"""Alembic's entry: migrates the connection that `kizu.service.storage.schema` hands over."""
+"""Alembic's environment: migrates the connection that `kizu.service.storage.schema` passes."""
 
 from alembic import context
 
-from kizu.service.storage.tables import Base
+from kizu.service.storage.database import Base
 
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=Base.metadata, render_as_batch=True

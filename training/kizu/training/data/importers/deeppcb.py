@@ -158,7 +158,7 @@ def _is_shown(box: Box, clipped: Box, changed: NDArray[np.bool_] | None) -> bool
 
 
 def changed_pixels(tested: NDArray[np.uint8], template: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where a tested image differs from its template, both (height, width, channels): (height, width).
+    """Mark the pixels in which a tested image differs from its template, both [H, W, C]; bool [H, W].
 
     Differences thinner than three pixels are the alignment's and are opened away.
     """
@@ -291,7 +291,7 @@ def _plan(
 
 
 def _changes(root: Path, board: _Board) -> NDArray[np.bool_] | None:
-    """Where a board differs from its template; None if it has no boxes or no template."""
+    """Mark the pixels in which a board differs from its template; None if it has no boxes or no template."""
     if not board.boxes or board.template is None:
         return None
     tested, template = (read_image(root / path)[1] for path in (board.path, board.template))
@@ -304,7 +304,7 @@ def _changes(root: Path, board: _Board) -> NDArray[np.bool_] | None:
 
 
 def _sample_ok(planned: list[tuple[_Board, list[Tile]]], cutting: _Cutting) -> list[tuple[_Board, list[Tile]]]:
-    """Of each board's OK tiles keep some, by lot; where a board has no NG tile, as many as if it had one."""
+    """Keep a random share of each board's OK tiles; where a board has no NG tile, as many as if it had one."""
     ng: Counter[str] = Counter()
     lots: dict[str, list[tuple[bytes, int, Tile]]] = defaultdict(list)
     for number, (board, tiles) in enumerate(planned):

@@ -20,8 +20,8 @@ _LAYOUT = "Expected ok/… and, for defects, ng/<defect>/… below it, in any ca
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What an image's folders say of it."""
+class _Image:
+    """An image, with the label and defect that its folders name."""
 
     path: PurePosixPath
     label: str
@@ -53,51 +53,51 @@ def import_folder(
     journal = journal or Journal()
     source = open_source(source)
     group_of = _grouping(group_by, source)
-    places, masks = [], []
+    images, masks = [], []
     for path in survey(source, journal):
         folders = [part.casefold() for part in path.parts[:-1]]
         if any(name in folders for name in _MASKS):
             masks.append(path)
-        elif (place := _place(path, folders)) is not None:
-            places.append(place)
+        elif (image := _classify(path, folders)) is not None:
+            images.append(image)
         else:
             journal.skip(path, "in no ok, ng or unlabelled folder")
-    if not places:
+    if not images:
         raise UserError(f"{source}: there are no images in ok or ng folders", _LAYOUT)
-    _refuse_empty_classes(source, places)
-    mask_of = _match_masks(places, masks, journal)
-    items = [_item(source, place, group_of(place), mask_of.get(place.path)) for place in places]
-    if not any(place.label == NG for place in places):
+    _refuse_empty_classes(source, images)
+    mask_of = _match_masks(images, masks, journal)
+    items = [_item(source, image, group_of(image), mask_of.get(image.path)) for image in images]
+    if not any(image.label == NG for image in images):
         journal.notes.append("no NG images: a one-class data set, its FNR cannot be known")
     return import_items(items, source, destination, journal)
 
 
-def _place(path: PurePosixPath, folders: list[str]) -> _Place | None:
+def _classify(path: PurePosixPath, folders: list[str]) -> _Image | None:
     for position, name in enumerate(folders):
         if name in _LABELS:
             label = _LABELS[name]
             named = label == NG and position + 1 < len(folders)
-            return _Place(path, label, path.parts[position + 1] if named else "", position)
+            return _Image(path, label, path.parts[position + 1] if named else "", position)
     return None
 
 
-def _item(source: Path, place: _Place, group: str, mask: PurePosixPath | None) -> Item:
-    row = Row(str(place.path), place.label, place.defect, group, mask=str(mask or ""))
-    return Item(source / place.path, row, source / mask if mask else None)
+def _item(source: Path, image: _Image, group: str, mask: PurePosixPath | None) -> Item:
+    row = Row(str(image.path), image.label, image.defect, group, mask=str(mask or ""))
+    return Item(source / image.path, row, source / mask if mask else None)
 
 
-def _grouping(group_by: str, source: Path) -> Callable[[_Place], str]:
+def _grouping(group_by: str, source: Path) -> Callable[[_Image], str]:
     if group_by == "none":
         return lambda _: ""
     if group_by == "parent":
 
-        def parent(place: _Place) -> str:
-            if not place.board:
+        def parent(image: _Image) -> str:
+            if not image.board:
                 raise UserError(
-                    f"{source / place.path}: has no folder to be grouped by, besides its label and defect",
+                    f"{source / image.path}: has no folder to be grouped by, besides its label and defect",
                     "Put each board's images in a folder of its own, as ok/board7/1.png, or use --group-by none.",
                 )
-            return place.board
+            return image.board
 
         return parent
     try:
@@ -112,11 +112,11 @@ def _grouping(group_by: str, source: Path) -> Callable[[_Place], str]:
             r"Put parentheses around the part that names the board, as in 'board(\d+)'.",
         )
 
-    def search(place: _Place) -> str:
-        match = pattern.search(str(place.path))
+    def search(image: _Image) -> str:
+        match = pattern.search(str(image.path))
         if match is None or not match[1]:
             raise UserError(
-                f"{source / place.path}: --group-by '{group_by}' does not match it",
+                f"{source / image.path}: --group-by '{group_by}' does not match it",
                 "Widen the expression so that it finds the group of every image.",
             )
         return match[1]
@@ -124,9 +124,9 @@ def _grouping(group_by: str, source: Path) -> Callable[[_Place], str]:
     return search
 
 
-def _refuse_empty_classes(source: Path, places: list[_Place]) -> None:
-    """A folder made for a class but left empty is a slip, not a decision."""
-    filled = {parent for place in places for parent in place.path.parents}
+def _refuse_empty_classes(source: Path, images: list[_Image]) -> None:
+    """Refuse class folders without images: a slip, not a decision."""
+    filled = {parent for image in images for parent in image.path.parents}
     for folder, folders, _ in os.walk(source):
         here = PurePosixPath(Path(folder).relative_to(source).as_posix())
         lowered = [part.casefold() for part in here.parts]
@@ -145,7 +145,7 @@ def _refuse_empty_classes(source: Path, places: list[_Place]) -> None:
 
 
 def _match_masks(
-    places: list[_Place], masks: list[PurePosixPath], journal: Journal
+    images: list[_Image], masks: list[PurePosixPath], journal: Journal
 ) -> dict[PurePosixPath, PurePosixPath]:
     by_key: dict[tuple[str, ...], list[PurePosixPath]] = defaultdict(list)
     for mask in masks:
@@ -153,26 +153,26 @@ def _match_masks(
         folders.remove(next(name for name in folders if name in _MASKS))
         by_key[(*folders, _MASK_ENDING.sub("", mask.stem.casefold()))].append(mask)
     images_of_stem = defaultdict(list)
-    for place in places:
-        images_of_stem[place.path.stem.casefold()].append(place)
+    for image in images:
+        images_of_stem[image.path.stem.casefold()].append(image)
 
     matched: dict[PurePosixPath, PurePosixPath] = {}
-    for place in places:
-        if place.label != NG:
+    for image in images:
+        if image.label != NG:
             continue
-        folders = [part.casefold() for part in place.path.parts[:-1]]
-        stem = place.path.stem.casefold()
-        unlabelled_path = folders[: place.position] + folders[place.position + 1 :]
+        folders = [part.casefold() for part in image.path.parts[:-1]]
+        stem = image.path.stem.casefold()
+        unlabelled_path = folders[: image.position] + folders[image.position + 1 :]
         keys = [(*folders, stem), (*unlabelled_path, stem)]
         if len(images_of_stem[stem]) == 1:
             keys.append((stem,))
         found = next((by_key[key] for key in keys if key in by_key), [])
         if len(found) > 1:
             raise UserError(
-                f"{place.path}: has several masks: {', '.join(map(str, found))}", "Keep one mask per image."
+                f"{image.path}: has several masks: {', '.join(map(str, found))}", "Keep one mask per image."
             )
         if found:
-            matched[place.path] = found[0]
+            matched[image.path] = found[0]
     for mask in sorted(set(masks) - set(matched.values())):
         journal.skip(mask, "mask of no NG image")
     return matched

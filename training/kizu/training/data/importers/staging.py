@@ -1,4 +1,4 @@
-"""How every importer writes a data set: beside its destination, checked image by image, then in one rename.
+"""Staging of a new data set: written beside its destination, checked image by image, then in one rename.
 
 Notable here:
 - DEST appears complete or not at all; an error or Ctrl-C removes what was staged.
@@ -31,7 +31,7 @@ _LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 
 @dataclass
 class Journal:
-    """What an import tells: progress while it runs, and what it left out or decided when it is done."""
+    """Record of an import: its progress, and what it skipped or decided."""
 
     progress: Progress | None = None
     total: int = 0

@@ -8,6 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
+    """Create the tables."""
     op.create_table(
         "secrets",
         sa.Column("name", sa.String(64), nullable=False),
@@ -110,6 +111,7 @@ def _create_inspections() -> None:
 
 
 def downgrade() -> None:
+    """Drop the tables."""
     op.drop_table("idempotency_keys")
     op.drop_table("inspections")
     op.drop_table("promotions")

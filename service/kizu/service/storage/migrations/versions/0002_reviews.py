@@ -1,4 +1,4 @@
-"""Reviews, and the latest label beside each inspection."""
+"""Reviews, and the latest label of each inspection."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,6 +10,7 @@ IN_QUEUE = sa.text("label IS NULL AND (verdict <> 'OK' OR audited)")
 
 
 def upgrade() -> None:
+    """Create the table of reviews, and the labels of inspections."""
     op.create_table(
         "reviews",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -31,6 +32,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Drop the table of reviews, and the labels of inspections."""
     op.drop_index("ix_inspections_queue", "inspections")
     with op.batch_alter_table("inspections") as table:
         table.drop_column("label")

@@ -242,7 +242,7 @@ def test_the_command_line_works_on_a_running_service(
 
 
 def test_the_command_line_refuses_a_tampered_bundle_in_plain_words(sqlite_server: Server, tmp_path: Path) -> None:
-    make_bundle(tmp_path / "b", "tampered on the shelf")
+    make_bundle(tmp_path / "b", "tampered on disk")
     TAMPERINGS["model"](tmp_path / "b")
     refused = sqlite_server.cli("models", "add", str(tmp_path / "b"))
     assert refused.returncode == 2
