@@ -1,6 +1,6 @@
 """Each benchmark is a command of the repository that shows its options and reports a user's error in one message."""
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -10,23 +10,30 @@ REPOSITORY = Path(__file__).parents[2]
 NAMES = ("gan", "ganomaly", "limited")
 
 
-def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+
+
+def run(name: str, *options: str) -> int:
+    """Run the module as `python -m` does; return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *options])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_command_shows_its_options(name: str) -> None:
-    shown = run(name, "--help")
-    assert shown.returncode == 0, shown.stderr
+def test_a_command_shows_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(name, "--help") == 0
+    shown = capsys.readouterr().out
     for option in ("--report", "--json"):
-        assert option in shown.stdout
+        assert option in shown
 
 
-def test_a_users_error_is_one_message_with_a_remedy() -> None:
-    refused = run("limited", "nowhere", "--augment", "magic")
-    assert refused.returncode == 2
-    assert refused.stderr.splitlines() == [
+def test_a_users_error_is_one_message_with_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("limited", "nowhere", "--augment", "magic") == 2
+    assert capsys.readouterr().err.splitlines() == [
         "error: Unknown augmentation magic.",
         "remedy: Choose ada, diffaugment or none.",
     ]

@@ -144,10 +144,10 @@ def test_without_boxes_or_masks_nothing_is_placed() -> None:
     ],
 )
 def test_arms_that_cannot_run_are_refused(
-    names: list[str], shares: tuple[float, ...], of: Recipe, message: str
+    names: list[str], shares: tuple[float, ...], mine: Recipe, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        labels(names, shares, of)
+        labels(names, shares, mine)
 
 
 @pytest.mark.parametrize("choice", [*known_arms(SHARES), *Group], ids=label_of)
