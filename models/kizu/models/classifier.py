@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from kizu.models.config import STRICT, Extent
+from kizu.models.config import STRICT, WHOLE, Extent
 from kizu.models.wavelets import STRIDE, WaveletModuli
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -43,7 +43,7 @@ class ClassifierConfig:
     """`plain` and `wavelet` (from scratch), or torchvision's `resnet18` or `resnet34` up to their third layer."""
     features: int = Field(default=16, ge=1)
     """`plain` and `wavelet`: channels of the first layer that learns; each halving doubles them."""
-    stem_stride: Literal[1, 2] = 1
+    stem_stride: Annotated[Literal[1, 2], WHOLE] = 1
     """`plain`: 1, a first layer at full resolution; or 2, a wider one at half of it, four times as fast."""
     halvings: int = Field(default=2, ge=0)
     """`plain` and `wavelet`: residual blocks that downsample by 2."""
@@ -55,7 +55,7 @@ class ClassifierConfig:
     """`topk`: share of the map's places whose logits are averaged; at least one place is."""
     lse_temperature: float = Field(default=1.0, gt=0)
     """`lse`: T; towards 0 the pool becomes the maximum, towards ∞ the mean."""
-    views: Literal[1, 2, 4] = 1
+    views: Annotated[Literal[1, 2, 4], WHOLE] = 1
     """An image scores as the mean over 1: itself; 2: and its mirror image; 4: and both upside down, at that many times
     the cost. For products that `[augment]` may flip likewise."""
 

@@ -254,7 +254,10 @@ class Generator(nn.Module):
         return result
 
     def styles(self, w: Tensor, truncation: float = 1.0, cutoff: int | None = None) -> Tensor:
-        """Expand w [N, latent] to [N, layers, latent], ψ < 1 pulls the first `cutoff` (all) to the mean."""
+        """Expand w [N, latent] to one per layer [N, layers, latent].
+
+        ψ < 1 pulls the first `cutoff` of them, or all, to the mean w.
+        """
         ws = w[:, None].expand(-1, self.config.layers, -1)
         if truncation == 1.0:
             return ws

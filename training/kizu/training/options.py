@@ -35,10 +35,10 @@ _REQUIREMENTS = {
     "tuple_type": "a list",
     "dict_type": "a table",
     "model_type": "a table",
-    "greater_than": "greater than {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "at most {le:g}",
+    "greater_than": "greater than {gt:.12g}",
+    "greater_than_equal": "at least {ge:.12g}",
+    "less_than": "less than {lt:.12g}",
+    "less_than_equal": "at most {le:.12g}",
     "literal_error": "{expected}",
     "too_short": "a list of {min_length} at least",
     "too_long": "a list of {max_length} at most",
@@ -178,7 +178,7 @@ def _requirement(error: ErrorDetails) -> str | None:
 def _describe(config: type, name: str, info: FieldInfo) -> OptionInfo:
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     bounds = [
-        f"{sign} {getattr(mark, attribute):g}"
+        f"{sign} {getattr(mark, attribute):.12g}"
         for mark in info.metadata
         for attribute, sign in signs.items()
         if hasattr(mark, attribute)

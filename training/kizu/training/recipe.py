@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
+from kizu.models.config import WHOLE
 from kizu.training import options
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -33,7 +34,7 @@ class ImageSection(_Section):
 
     size: Size = 64
     """Pixels the detector sees: a side, or [height, width]."""
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], WHOLE] = 3
     """1 (grey) or 3 (RGB); images of the other kind are converted."""
     tile: int | None = Field(default=None, ge=16)
     """Inspect in square tiles of this many source pixels; left out: the whole image is resized to `size`."""
