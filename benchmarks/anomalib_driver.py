@@ -31,14 +31,14 @@ import anomalib  # noqa: E402
 import lightning  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torchvision  # type: ignore[import-untyped]  # noqa: E402
+import torchvision  # noqa: E402
 from anomalib.callbacks import ModelCheckpoint  # noqa: E402
 from anomalib.data import Folder  # noqa: E402
 from anomalib.data.utils import read_image  # noqa: E402
 from anomalib.engine import Engine  # noqa: E402
 from anomalib.models import Ganomaly  # noqa: E402
 from anomalib.pre_processing import PreProcessor  # noqa: E402
-from torchvision.transforms.v2 import Compose, Normalize, Resize  # type: ignore[import-untyped]  # noqa: E402
+from torchvision.transforms.v2 import Compose, Normalize, Resize  # noqa: E402
 
 IMPORT_SECONDS = time.perf_counter() - started
 Job = dict[str, Any]

@@ -1,4 +1,4 @@
-"""What the benchmarks' commands share: the Typer app of one command, errors as messages, progress on stderr."""
+"""Frame of the benchmarks' commands: the Typer app of one command, errors as messages, progress on stderr."""
 
 from __future__ import annotations
 

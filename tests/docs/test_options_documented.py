@@ -15,7 +15,7 @@ import pytest
 from kizu.models import stylegan2
 from kizu.training.augment.ada import AugmentConfig
 from kizu.training.detectors import DETECTORS
-from kizu.training.generators import DRAWN, GAN, option_configs
+from kizu.training.generators import GAN, UNTRAINED, option_configs
 from kizu.training.generators.placing import PlacingConfig
 from kizu.training.generators.stylegan2_ada import PRESETS as TRAINING_PRESETS
 from kizu.training.options import REQUIRED, OptionInfo, Presets, describe
@@ -108,7 +108,7 @@ def test_every_option_of_a_detector_is_documented_with_its_default(kind: str) ->
     assert_complete(tables()[f"option of `{kind}`"], options_of(method.configs), method.presets)
 
 
-@pytest.mark.parametrize("kind", DRAWN)
+@pytest.mark.parametrize("kind", UNTRAINED)
 def test_every_option_of_a_generator_is_documented_with_its_default(kind: str) -> None:
     assert_complete(tables()[f"option of `{kind}`"], options_of(option_configs(kind)))
 
@@ -130,7 +130,7 @@ def test_every_augmentation_is_documented_with_its_default() -> None:
 
 def test_no_table_is_of_something_unknown() -> None:
     known = ["key", "key of `[augment]`", "key of `[generator]`", "key of `[generator.augmentations]`"]
-    known += [f"option of `{kind}`" for kind in (*DETECTORS, *DRAWN, GAN, "placed = true")]
+    known += [f"option of `{kind}`" for kind in (*DETECTORS, *UNTRAINED, GAN, "placed = true")]
     assert sorted(tables()) == sorted(known)
 
 
@@ -139,7 +139,7 @@ def test_no_table_is_of_something_unknown() -> None:
     [
         *[config for method in DETECTORS.values() for config in method.configs],
         *option_configs(GAN, placed=True),
-        *[kind.config for kind in DRAWN.values()],
+        *[kind.config for kind in UNTRAINED.values()],
         AugmentConfig,
         Recipe,
         *SECTIONS.values(),

@@ -44,7 +44,7 @@ class RankScale(nn.Module):
 
     @classmethod
     def fitted(cls, scores: ArrayLike) -> RankScale:
-        """From the scores of OK images, at least one.
+        """Fit the scale to the scores of OK images, at least one.
 
         Outside their range, a rank rises by ½ for each distance between the median and the nearest end.
         """

@@ -52,7 +52,7 @@ class FAnoGANConfig:
 
     @property
     def widths(self) -> list[int]:
-        """Channels from full resolution down: d, 2d, 4d, 8d, 8d, …"""
+        """Channels from full resolution down: d, 2d, 4d, 8d, and 8d from there on."""
         return [self.features * min(2**level, 8) for level in range(self.depth + 1)]
 
     @property

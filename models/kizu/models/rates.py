@@ -62,7 +62,7 @@ class Rate:
         }
 
     def __str__(self) -> str:
-        """In per cent, as `97.1 % [94.8, 98.7] (340/350)`."""
+        """Format in per cent, as `97.1 % [94.8, 98.7] (340/350)`."""
         if self.value is None:
             return "– (0 of 0)"
         digits = self._digits

@@ -333,7 +333,7 @@ class Discriminator(nn.Module):
         return projection
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The map after each block, finest first: [N, features, H/2, W/2], …"""
+        """The map after each block, finest first: [N, features, H/2, W/2] and smaller."""
         height, width = padded(self.config.height, self.config.width, self.config.depth)
         x = F.leaky_relu(self.from_image(pad_to(images, height, width), ROOT2), SLOPE)
         maps = []

@@ -16,7 +16,7 @@ from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.training.data.labelled import labelled_images
 from kizu.training.data.manifest import NG, Manifest, Row
-from kizu.training.data.synthetic import Batch, write_synthetic
+from kizu.training.data.synthetic import SyntheticBatch, write_synthetic
 
 from .conftest import leftovers
 
@@ -26,11 +26,13 @@ def sample(seed: int, channels: int = 1, size: tuple[int, int] = (12, 20)) -> Te
     return torch.randint(0, 256, (channels, *size), generator=generator, dtype=torch.uint8)
 
 
-def batches(classes: list[str], channels: int = 1, batch_size: int = 4, first_seed: int = 0) -> Iterator[Batch]:
+def batches(
+    classes: list[str], channels: int = 1, batch_size: int = 4, first_seed: int = 0
+) -> Iterator[SyntheticBatch]:
     for start in range(0, len(classes), batch_size):
         names = classes[start : start + batch_size]
         seeds = [first_seed + start + i for i in range(len(names))]
-        yield Batch(torch.stack([sample(seed, channels) for seed in seeds]), names, seeds)
+        yield SyntheticBatch(torch.stack([sample(seed, channels) for seed in seeds]), names, seeds)
 
 
 def write(dest: Path, *classes: str, **options: Any) -> Manifest:
@@ -73,7 +75,7 @@ def test_masks_are_written_beside_and_an_empty_one_is_none(tmp_path: Path) -> No
     images = torch.stack([sample(seed) for seed in (3, 4)])
     masks = torch.zeros(2, 1, 12, 20, dtype=torch.uint8)
     masks[0, 0, 2:5, 7:11] = 1
-    batch = Batch(images, ["short", "short"], [3, 4], masks)
+    batch = SyntheticBatch(images, ["short", "short"], [3, 4], masks)
     manifest = write_synthetic(tmp_path / "set", [batch], kind="g", run="r", total=2)
     assert [row.mask for row in manifest.rows] == ["masks/short/000000003.png", ""]
     read = Manifest.read(tmp_path / "set")
@@ -85,7 +87,7 @@ def test_masks_are_written_beside_and_an_empty_one_is_none(tmp_path: Path) -> No
 def test_a_synthetic_mask_teaches_as_a_real_one_does(tmp_path: Path) -> None:
     masks = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
     masks[0, 0, 4:8, 4:8] = 255
-    batch = Batch(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), ["a", "a"], [0, 1], masks)
+    batch = SyntheticBatch(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), ["a", "a"], [0, 1], masks)
     drawn = write_synthetic(tmp_path / "set", [batch], kind="g", run="r", total=2)
     images = labelled_images(drawn, drawn.rows, InputGeometry(height=16, width=16, channels=1))
     assert images.labels.tolist() == [1, 1]
@@ -112,11 +114,11 @@ def test_any_class_has_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_same_tensor_may_be_filled_again_for_the_next_batch(tmp_path: Path) -> None:
-    def reusing() -> Iterator[Batch]:
+    def reusing() -> Iterator[SyntheticBatch]:
         canvas = torch.zeros(2, 1, 12, 20, dtype=torch.uint8)
         for seed in range(0, 100, 2):
             canvas[0], canvas[1] = sample(seed), sample(seed + 1)
-            yield Batch(canvas, ["a", "a"], [seed, seed + 1])
+            yield SyntheticBatch(canvas, ["a", "a"], [seed, seed + 1])
 
     manifest = write_synthetic(tmp_path / "set", reusing(), kind="g", run="r", total=100)
     for seed, row in enumerate(manifest.rows):
@@ -125,7 +127,7 @@ def test_the_same_tensor_may_be_filled_again_for_the_next_batch(tmp_path: Path) 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
 def test_what_breaks_off_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    def breaking() -> Iterator[Batch]:
+    def breaking() -> Iterator[SyntheticBatch]:
         yield from batches(["a"] * 200)
         raise error
 
@@ -147,7 +149,7 @@ def test_an_empty_folder_is_filled_and_a_full_one_is_left_alone(tmp_path: Path) 
     before = (tmp_path / "set" / "manifest.csv").read_bytes()
     started = []
 
-    def never() -> Iterator[Batch]:
+    def never() -> Iterator[SyntheticBatch]:
         started.append(True)
         yield from batches(["b"])
 
@@ -198,7 +200,7 @@ IMAGE = sample(0)[None]
     ],
 )
 def test_bad_batches_are_refused_and_leave_nothing(
-    tmp_path: Path, batch: Batch, error: type[Exception], problem: str
+    tmp_path: Path, batch: SyntheticBatch, error: type[Exception], problem: str
 ) -> None:
     with pytest.raises(error, match=problem):
         write_synthetic(tmp_path / "set", [batch], kind="g", run="r", total=len(batch[1]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision import models  # type: ignore[import-untyped]
+from torchvision import models
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry

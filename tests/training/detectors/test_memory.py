@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision import models  # type: ignore[import-untyped]
+from torchvision import models
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry

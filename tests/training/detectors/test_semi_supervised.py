@@ -13,8 +13,7 @@ from kizu.training.data.labelled import UNKNOWN, UNSPECIFIED, defect_classes, la
 from kizu.training.data.manifest import NG, OK, UNLABELLED, Manifest, Row
 from kizu.training.data.render import render_boards
 from kizu.training.data.splits import Splits
-from kizu.training.data.synthetic import Batch as Drawn
-from kizu.training.data.synthetic import write_synthetic
+from kizu.training.data.synthetic import SyntheticBatch, write_synthetic
 from kizu.training.detectors import create_detector
 from kizu.training.detectors.semi_supervised import (
     SemiSupervisedTraining,
@@ -279,7 +278,7 @@ def test_an_image_of_several_defects_is_of_the_first_and_a_tile_of_any(boards):
 
 def test_synthetic_ng_are_told_and_are_ng_or_generated_as_the_recipe_says(boards, tmp_path):
     pixels = torch.full((99, 1, 32, 32), 77, dtype=torch.uint8)
-    named = Drawn(pixels, ["open"] * 99, list(range(99)))
+    named = SyntheticBatch(pixels, ["open"] * 99, list(range(99)))
     drawn = write_synthetic(tmp_path / "s", [named], kind="g", run="r", total=99)
     for options, counts in (
         ({"synthetic": "generated"}, [4, 4, 4]),  # OK, real NG, synthetic NG; and 6 unlabelled

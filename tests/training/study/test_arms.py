@@ -13,10 +13,10 @@ from kizu.training.study.arms import (
     HALF,
     QUICK,
     Arm,
-    Base,
     Choice,
     Group,
-    OneClass,
+    OneClassKind,
+    RealData,
     Remedy,
     Source,
     chosen_arms,
@@ -52,8 +52,8 @@ def labels(
         (Arm(HALF, Source.GAN_PLACED, strong_augment=True), "half + GAN placed + classic"),
         (Arm(HALF, Source.GAN_PLACED, remedy=Remedy.FILTERED_BY_D), "half + GAN placed, filtered by D"),
         (Arm(HALF, Source.GAN_WHOLE, remedy=Remedy.OWN_CLASS), "half + GAN whole as a class of its own"),
-        (Arm(Base(ng_share=0.1031), Source.REAL_PLACED), "10.31 % of the NG + real defects placed"),
-        (Arm(one_class=OneClass.MEMORY), "memory on OK alone"),
+        (Arm(RealData(ng_share=0.1031), Source.REAL_PLACED), "10.31 % of the NG + real defects placed"),
+        (Arm(one_class=OneClassKind.MEMORY), "memory on OK alone"),
     ],
 )
 def test_a_label_is_made_from_the_fields(arm: Arm, label: str) -> None:
@@ -68,7 +68,7 @@ def test_arms_are_told_apart_by_label_and_by_key() -> None:
 
 
 def test_a_key_does_not_change_with_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    arm = Arm(Base(ng_share=0.05), Source.REAL_PLACED, strong_augment=True)
+    arm = Arm(RealData(ng_share=0.05), Source.REAL_PLACED, strong_augment=True)
     assert arm.key == "ok1.0-ng0.05-real-placed-strong-augment"
     monkeypatch.setattr(Source.REAL_PLACED, "_value_", "another label")
     assert arm.key == "ok1.0-ng0.05-real-placed-strong-augment"
@@ -83,7 +83,7 @@ def test_the_reference_is_the_same_real_data_alone(arm: Arm) -> None:
 
 def test_only_sources_without_training_added_alone_rival_the_gan() -> None:
     rivals = [arm for arm in known_arms((0.05,)) if arm.gan_rival is not None]
-    bases = (ALL, HALF, Base(ng_share=0.05))
+    bases = (ALL, HALF, RealData(ng_share=0.05))
     assert set(rivals) == {Arm(base, source) for base in bases for source in Source if not source.is_gan}
     assert all(arm.gan_rival == Arm(arm.base, Source.GAN_PLACED) for arm in rivals)
 

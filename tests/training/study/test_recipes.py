@@ -12,7 +12,7 @@ from kizu.training.data.manifest import NG, OK, Row
 from kizu.training.detectors import create_detector
 from kizu.training.generators import check_keys
 from kizu.training.recipe import AugmentSection, GeneratorSection, Recipe, parse_recipe
-from kizu.training.study.arms import ALL, HALF, Arm, Base, OneClass, Remedy, Source, known_arms
+from kizu.training.study.arms import ALL, HALF, Arm, OneClassKind, RealData, Remedy, Source, known_arms
 from kizu.training.study.recipes import quick_recipe, recipe_of, sample_rows
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
@@ -39,7 +39,7 @@ def by_label(rows: Iterable[Row]) -> Counter[str]:
 
 def test_a_smaller_share_is_part_of_a_larger_one() -> None:
     for seed in (0, 1):
-        sets = [{row.path for row in sample_rows(ROWS, Base(ng_share=share), seed)} for share in (*SHARES, 1.0)]
+        sets = [{row.path for row in sample_rows(ROWS, RealData(ng_share=share), seed)} for share in (*SHARES, 1.0)]
         assert all(small < large for small, large in itertools.pairwise(sets))
         assert [len(one) - 700 for one in sets] == [3, 6, 15, 30, 75, 150, 300]
 
@@ -53,7 +53,7 @@ def test_arms_of_one_seed_share_their_sample_and_seeds_do_not() -> None:
 
 def test_at_least_one_of_each_is_sampled_and_unlabelled_rows_stay() -> None:
     rows = [*ROWS[:3], *ROWS[-3:], Row("unknown.png", "")]
-    assert by_label(sample_rows(rows, Base(0.1, 0.1), 0)) == {OK: 1, NG: 1, "": 1}
+    assert by_label(sample_rows(rows, RealData(0.1, 0.1), 0)) == {OK: 1, NG: 1, "": 1}
 
 
 @pytest.mark.parametrize("arm", known_arms(SHARES), ids=lambda arm: arm.label)
@@ -125,13 +125,13 @@ def test_a_remedy_changes_the_detector() -> None:
 
 def test_a_detector_on_ok_alone_is_one_however_many_the_recipe_names() -> None:
     several = WITH_GAN.model_copy(update={"detector": WITH_GAN.detector * 3})
-    [section] = recipe_of(Arm(one_class=OneClass.DRAEM), several, 0, ROWS, ROWS, 4).detector
+    [section] = recipe_of(Arm(one_class=OneClassKind.DRAEM), several, 0, ROWS, ROWS, 4).detector
     assert (section.kind, section.preset, section.epochs, section.options) == ("draem", "small", 4, {})
     assert len(recipe_of(Arm(ALL), several, 0, ROWS, ROWS).detector) == 3
 
 
-@pytest.mark.parametrize("kind", OneClass)
-def test_augmentation_is_left_out_where_a_detector_on_ok_alone_takes_none(kind: OneClass) -> None:
+@pytest.mark.parametrize("kind", OneClassKind)
+def test_augmentation_is_left_out_where_a_detector_on_ok_alone_takes_none(kind: OneClassKind) -> None:
     mine = recipe(augment={"flip_vertical": True}, image={"size": 32, "channels": 1})
     own = recipe_of(Arm(one_class=kind), mine, 0, ROWS, ROWS, 1)
     method = create_detector(own.image.geometry, own.detector[0], own.augment, defects=[])

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import t as student
 
 from kizu.models.rates import Rate
-from kizu.training.study.arms import ALL, HALF, Arm, Base, OneClass, Remedy, Source, known_arms
+from kizu.training.study.arms import ALL, HALF, Arm, OneClassKind, RealData, Remedy, Source, known_arms
 from kizu.training.study.figures import MEASURES
 from kizu.training.study.results import (
     ArmResult,
@@ -119,7 +119,7 @@ def test_bounds_of_an_arm_are_the_outermost_of_its_seeds() -> None:
 
 
 def test_an_arm_of_the_curve_is_compared_with_its_own_real_data_alone() -> None:
-    five = Base(ng_share=0.05)
+    five = RealData(ng_share=0.05)
     arms = [Arm(HALF), Arm(ALL), Arm(five), Arm(five, Source.GAN_PLACED)]
     by_arm = {found.arm: found for found in summary([result(arm, 0, 0.5) for arm in arms])}
     assert list(by_arm[Arm(five, Source.GAN_PLACED)].gains) == [Arm(five)]
@@ -130,7 +130,7 @@ def test_an_arm_of_the_curve_is_compared_with_its_own_real_data_alone() -> None:
 def test_sources_without_training_are_compared_with_the_gan_and_remedies_are_not() -> None:
     placed = Arm(HALF, Source.GAN_PLACED)
     remedy = Arm(HALF, Source.GAN_PLACED, remedy=Remedy.QUARTER_RATIO)
-    arms = [Arm(HALF), PERLIN, placed, remedy, Arm(HALF, strong_augment=True), Arm(one_class=OneClass.MEMORY)]
+    arms = [Arm(HALF), PERLIN, placed, remedy, Arm(HALF, strong_augment=True), Arm(one_class=OneClassKind.MEMORY)]
     by_arm = {found.arm: found for found in summary([result(arm, 0, 0.5) for arm in arms])}
     assert [arm for arm, found in by_arm.items() if placed in found.gains] == [PERLIN]
     assert list(by_arm[remedy].gains) == [Arm(HALF)]
@@ -161,7 +161,7 @@ def test_json_of_arms_has_their_fields_and_labels() -> None:
 
 
 def test_the_curve_ends_at_all_of_the_ng_and_takes_the_gan_where_it_ran() -> None:
-    one, five = Base(ng_share=0.01), Base(ng_share=0.05)
+    one, five = RealData(ng_share=0.01), RealData(ng_share=0.05)
     arms = [Arm(ALL), Arm(five), Arm(five, Source.GAN_PLACED), Arm(one), Arm(one, Source.PERLIN)]
     found = summary([result(arm, 0, 0.5) for arm in [*arms, Arm(ALL, Source.GAN_PLACED)]])
     curve = curve_of(found)
@@ -176,7 +176,7 @@ def test_the_curve_ends_at_all_of_the_ng_and_takes_the_gan_where_it_ran() -> Non
 
 
 def test_without_a_gan_the_curve_takes_what_was_run_most() -> None:
-    bases = [Base(ng_share=share) for share in (0.01, 0.05)]
+    bases = [RealData(ng_share=share) for share in (0.01, 0.05)]
     arms = [Arm(base, Source.CUTPASTE) for base in bases] + [Arm(bases[0], Source.PERLIN)]
     assert curve_source(summary([result(arm, 0, 0.5) for arm in arms])) is Source.CUTPASTE
     assert curve_source([]) is Source.GAN_PLACED

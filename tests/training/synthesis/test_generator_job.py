@@ -17,6 +17,7 @@ from kizu.training import checkpoint
 from kizu.training.data.batches import Batches
 from kizu.training.data.crops import Crops, ng_crops
 from kizu.training.data.render import render_boards
+from kizu.training.evaluation import features
 from kizu.training.execution import Execution
 from kizu.training.generators import configure
 from kizu.training.generators.stylegan2_ada import StyleGAN2ADAMethod
@@ -135,7 +136,7 @@ def test_a_generator_of_boards_is_trained_measured_and_written(crops, tmp_path):
 
 
 def test_measuring_leaves_no_trace_in_the_weights(crops, tmp_path, monkeypatch):
-    true = generator_job.train_extractor
+    true = features.train_extractor
     monkeypatch.setattr(generator_job, "train_extractor", lambda images, seed: true(images, seed=seed, steps=2))
     job(crops, tmp_path / "0", steps=5).train()
     job(crops, tmp_path / "2", steps=5, measurements=2, extractor=False).train()

@@ -12,7 +12,7 @@ from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.training.data.manifest import NG, Manifest
 from kizu.training.data.render import render_boards
-from kizu.training.data.synthetic import Batch, write_synthetic
+from kizu.training.data.synthetic import SyntheticBatch, write_synthetic
 from kizu.training.execution import Execution
 from kizu.training.generators.placing import PlacedGenerator
 from kizu.training.generators.sampling import batches
@@ -211,7 +211,7 @@ def test_the_quick_classifier_tells_real_ng_from_ok(root, tmp_path):
     ng = ng_views(manifest, [row for row in manifest.rows if row.label == NG], geometry)
     bright = replace(ng, images=torch.where(ng.masks > 0, 250, 100).to(torch.uint8))
     rate = classifier_rating(plain, bright, geometry, tmp_path / "filter", EXECUTION, seed=0, steps=24)
-    found = rate(Batch(torch.cat([plain[:8], bright.images[:8]]), ["NG"] * 16, list(range(16))), [0] * 16)
+    found = rate(SyntheticBatch(torch.cat([plain[:8], bright.images[:8]]), ["NG"] * 16, list(range(16))), [0] * 16)
     assert found[8:].min() > found[:8].max()
 
 

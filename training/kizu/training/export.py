@@ -135,7 +135,7 @@ def relative_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float
 
 
 def _name_axes(model: onnx_ir.Model, geometry: InputGeometry) -> None:
-    """Name the free axes as the contract does, instead of the exporter's s40, s62, …"""
+    """Name the free axes as the contract does, instead of the exporter's s40, s62 and so on."""
     heatmap: list[str | int] = ["N", "H", "W"] if geometry.tile else ["N", geometry.height, geometry.width]
     axes: dict[str, list[str | int]] = {"image": ["N", "H", "W", "C"], "score": ["N"], "heatmap": heatmap}
     for value in [*model.graph.inputs, *model.graph.outputs]:

@@ -1,4 +1,4 @@
-"""From a recipe's free options to the dataclasses that networks and methods are configured by.
+"""Options of a recipe, validated into the dataclasses that configure networks and methods.
 
 Notable here:
 - Pydantic validates; what it finds is put into the recipe's terms here, for recipes and options alike: the key with its

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Processes:
-    """This process and the others that train together with it.
+    """The process itself and the others that train together with it.
 
     Gradients are averaged by hand after each backward pass: adversarial phases call their networks in too many ways
     for a wrapper that hooks one forward call.

@@ -20,24 +20,47 @@ from kizu.training.augment.geometry import blit, compose, rotation, scaling, tra
 
 
 class Amounts(Protocol):
-    """Ranges of the augmentations (`kizu.training.recipe.AugmentSection`)."""
+    """Ranges of the augmentations: `kizu.training.recipe.AugmentSection`, or a configuration with its fields."""
 
     @property
-    def flip_horizontal(self) -> bool: ...
+    def flip_horizontal(self) -> bool:
+        """Mirror left and right."""
+        ...
+
     @property
-    def flip_vertical(self) -> bool: ...
+    def flip_vertical(self) -> bool:
+        """Mirror top and bottom."""
+        ...
+
     @property
-    def quarter_turns(self) -> bool: ...
+    def quarter_turns(self) -> bool:
+        """Turn by multiples of 90°."""
+        ...
+
     @property
-    def shift(self) -> float: ...
+    def shift(self) -> float:
+        """Largest shift, as a share of the side."""
+        ...
+
     @property
-    def scale(self) -> float: ...
+    def scale(self) -> float:
+        """Largest change of size, as a share."""
+        ...
+
     @property
-    def brightness(self) -> float: ...
+    def brightness(self) -> float:
+        """Largest change of brightness, as a share of the range of values."""
+        ...
+
     @property
-    def contrast(self) -> float: ...
+    def contrast(self) -> float:
+        """Largest change of contrast, as a share."""
+        ...
+
     @property
-    def noise(self) -> float: ...
+    def noise(self) -> float:
+        """Largest standard deviation of noise, as a share of the range of values."""
+        ...
 
 
 def augmented(images: Tensor, masks: Tensor | None, amounts: Amounts) -> tuple[Tensor, Tensor | None]:
@@ -72,7 +95,8 @@ def moved(images: Tensor, masks: Tensor | None, amounts: Amounts) -> tuple[Tenso
 
 def recorded(images: Tensor, amounts: Amounts) -> Tensor:
     """Light and sensor: x → clamp(c·x + 2·b + 2·σ·ε) with ln c, b and σ uniform up to ±ln(1 + contrast), ±brightness
-    and noise; brightness and noise are shares of the range from black to white."""
+    and noise; brightness and noise are shares of the range from black to white.
+    """
     n, device = len(images), images.device
     shape = (n, 1, 1, 1)
     if amounts.contrast:

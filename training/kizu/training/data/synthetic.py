@@ -30,7 +30,7 @@ from kizu.training.data.origin import format_origin
 from kizu.training.data.pool import Progress, in_order
 
 
-class Batch(NamedTuple):
+class SyntheticBatch(NamedTuple):
     """Generated images with their classes, seeds and masks."""
 
     images: Tensor
@@ -47,7 +47,7 @@ _LONGEST = 40
 
 
 def write_synthetic(
-    dest: Path, batches: Iterable[Batch], *, kind: str, run: str, total: int, progress: Progress | None = None
+    dest: Path, batches: Iterable[SyntheticBatch], *, kind: str, run: str, total: int, progress: Progress | None = None
 ) -> Manifest:
     """Write `dest/ng/<class>/<seed>.png` and the manifest: every row NG, of its class, without group and split; the
     masks, where there are some, are `dest/masks/<class>/<seed>.png`.
@@ -105,9 +105,9 @@ class _Plan:
         self._class_of: dict[str, str] = {}
         self._paths: set[str] = set()
 
-    def items(self, batches: Iterable[Batch]) -> Iterator[_Item]:
+    def items(self, batches: Iterable[SyntheticBatch]) -> Iterator[_Item]:
         for batch in batches:
-            images, classes, seeds, masks = Batch(*batch)
+            images, classes, seeds, masks = SyntheticBatch(*batch)
             _check_batch(images, classes, seeds, masks)
             # A copy: whoever samples may fill the same tensor again while this one is being written.
             pixels = images.permute(0, 2, 3, 1).cpu().numpy().copy()

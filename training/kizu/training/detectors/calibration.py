@@ -1,4 +1,4 @@
-"""From scores to logits: two numbers, fitted on images held out of training, make a score mean what it says."""
+"""Platt scaling: two numbers, fitted on images held out of training, make a score a logit of P(NG)."""
 
 from __future__ import annotations
 

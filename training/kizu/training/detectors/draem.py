@@ -23,7 +23,7 @@ from kizu.models.draem import DRAEM, PRESETS, DRAEMConfig
 from kizu.training.augment.anomalies import perlin_anomalies
 from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batch
-from kizu.training.detectors.method import DetectorContext, OneClass
+from kizu.training.detectors.method import DetectorContext, OneClassMethod
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.losses import focal, ssim
 from kizu.training.optimisers import CosineAdamW
@@ -50,7 +50,7 @@ class DRAEMTraining:
     """Decay of the averaged weights, which score."""
 
 
-class DRAEMMethod(OneClass):
+class DRAEMMethod(OneClassMethod):
     """One stage, one phase; `average` is what scores."""
 
     presets: ClassVar[Presets] = PRESETS

@@ -16,7 +16,7 @@ from torch.optim import Adam, RMSprop
 from kizu.models.fanogan import PRESETS, FAnoGAN, FAnoGANConfig
 from kizu.models.layers import pad_to
 from kizu.training.data.batches import Batch
-from kizu.training.detectors.method import DetectorContext, OneClass
+from kizu.training.detectors.method import DetectorContext, OneClassMethod
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.losses import wasserstein_critic, wasserstein_generator
 from kizu.training.options import Presets
@@ -27,7 +27,7 @@ PENALTY_WEIGHT = 10.0
 """λ of Gulrajani et al. 2017."""
 
 
-class FAnoGANMethod(OneClass):
+class FAnoGANMethod(OneClassMethod):
     """Two stages: `wgan-gp`, then `encoder`; each shows its first phase `epochs` passes over the images."""
 
     presets: ClassVar[Presets] = PRESETS

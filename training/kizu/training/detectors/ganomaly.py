@@ -17,7 +17,7 @@ from torch.optim import Adam
 from kizu.models.ganomaly import PRESETS, GANomaly, GANomalyConfig
 from kizu.models.layers import init_dcgan, pad_to
 from kizu.training.data.batches import Batch
-from kizu.training.detectors.method import DetectorContext, OneClass
+from kizu.training.detectors.method import DetectorContext, OneClassMethod
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.losses import bce_discriminator
 from kizu.training.options import Presets
@@ -27,7 +27,7 @@ ADVERSARIAL_WEIGHT, CONTEXT_WEIGHT, ENCODER_WEIGHT = 1.0, 50.0, 1.0
 VANISHED_LOSS = 1e-5
 
 
-class GANomalyMethod(OneClass):
+class GANomalyMethod(OneClassMethod):
     """One stage: the discriminator's turn, then the generator's."""
 
     presets: ClassVar[Presets] = PRESETS

@@ -38,7 +38,7 @@ from kizu.training.augment.classic import recorded
 from kizu.training.augment.geometry import blit, translation
 from kizu.training.data.batches import Batch
 from kizu.training.detectors.classifier import load_backbone
-from kizu.training.detectors.method import DetectorContext, OneClass
+from kizu.training.detectors.method import DetectorContext, OneClassMethod
 from kizu.training.generators import GAN
 from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.loop import Losses, Phase, Stage
@@ -67,7 +67,7 @@ class MemoryTraining:
     """`resnet18`, `resnet34`: a local file with torchvision's weights."""
 
 
-class MemoryMethod(OneClass):
+class MemoryMethod(OneClassMethod):
     """One stage where features are learned, none where they are given; then the memory is filled."""
 
     presets: ClassVar[Presets] = PRESETS

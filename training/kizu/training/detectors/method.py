@@ -99,7 +99,7 @@ class DetectorMethod(Method, Protocol):
         ...
 
 
-class OneClass:
+class OneClassMethod:
     """A method that learns from OK parts alone, as they are."""
 
     sampling: Sampling | None = None

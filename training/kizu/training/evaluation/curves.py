@@ -34,10 +34,12 @@ class Frame(NamedTuple):
 
     @property
     def right(self) -> float:
+        """Position of the right edge."""
         return self.left + self.width
 
     @property
     def bottom(self) -> float:
+        """Position of the lower edge."""
         return self.top + self.height
 
 

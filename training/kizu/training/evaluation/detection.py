@@ -42,6 +42,7 @@ class SpecificityAtFnr:
     """The set has fewer than 1 / target NG: the threshold is the lowest NG score, and no miss was allowed."""
 
     def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
         return {
             "target_fnr": self.target_fnr,
             "threshold": self.threshold,
@@ -67,6 +68,7 @@ class AtOperatingPoint:
     """NG parts sent to review, of all NG."""
 
     def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
         return {
             "specificity": self.specificity.as_dict(),
             "fnr": self.fnr.as_dict(),
@@ -85,6 +87,7 @@ class ClassDetection:
     auroc: Estimate | None
 
     def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
         return {
             "defect": self.defect,
             "fnr": self.fnr.as_dict(),

@@ -67,10 +67,12 @@ class InceptionExtractor:
         self.network = network
 
     def to(self, device: torch.device | str) -> InceptionExtractor:
+        """Move the network to a device; return the extractor itself."""
         self.network.to(device)
         return self
 
     def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] → features [N, d]."""
         _check(images)
         if images.shape[1] not in (1, 3):
             raise ValueError(f"Inception takes images of 1 or 3 channels, not {images.shape[1]}")

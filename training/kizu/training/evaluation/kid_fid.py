@@ -66,6 +66,7 @@ class NearestTraining:
         return self.near_copies.lower > 3 * self.fresh_share
 
     def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
         return {
             "median": self.median,
             "train_median": self.train_median,

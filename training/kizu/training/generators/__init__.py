@@ -50,7 +50,7 @@ OF_EVERY_KIND = {"kind", "count", "filter", "keep", "options"}
 def configure(
     section: GeneratorSection, size: tuple[int, int], channels: int, classes: int
 ) -> tuple[StyleGAN2Config, StyleGAN2ADAConfig, AugmentConfig]:
-    """What a recipe's `[generator]` asks for, for images of `size` (height, width) and so many classes (0: none).
+    """Configure a recipe's `[generator]` for images of `size` (height, width) and so many classes (0: none).
 
     Raises:
         UserError: unknown kind, preset, option or augmentation, or a value out of range.
@@ -127,7 +127,7 @@ def untrained_config(section: GeneratorSection) -> Any:
 
 
 def placing_config(section: GeneratorSection) -> PlacingConfig:
-    """How the defects of a generator are placed; the other options are the generator's own.
+    """Configure how the defects of a generator are placed; the other options are the generator's own.
 
     Raises:
         UserError: a value out of range.

@@ -26,7 +26,7 @@ from torch import Tensor
 from kizu.errors import UserError
 from kizu.models.config import STRICT
 from kizu.training.data.crops import SPECK, Crops
-from kizu.training.data.synthetic import Batch
+from kizu.training.data.synthetic import SyntheticBatch
 from kizu.training.generators.blending import feather, poisson_blend
 from kizu.training.generators.positions import Position, find_positions, laid_out
 from kizu.training.generators.sampling import (
@@ -147,11 +147,11 @@ class PlacedGenerator:
 
     def batches(
         self, count: int, *, seed: int = 0, wanted: str | None = None, truncation: float = 1.0, size: int = 32
-    ) -> Iterator[Batch]:
+    ) -> Iterator[SyntheticBatch]:
         """Yield `count` views with a defect each, seeds counting up from `seed`."""
         return batches(self, count, seed=seed, wanted=wanted, truncation=truncation, size=size)
 
-    def sample(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> Batch:
+    def sample(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> SyntheticBatch:
         """Return one view with a defect, and its mask, for each seed and class number."""
         streams = [np.random.default_rng((seed, number, 1)) for seed, number in zip(seeds, numbers, strict=True)]
         placed: dict[int, Sample] = {}

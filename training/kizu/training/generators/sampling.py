@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kizu.errors import UserError
 from kizu.training.data.crops import SPECK
-from kizu.training.data.synthetic import Batch
+from kizu.training.data.synthetic import SyntheticBatch
 
 VISIBLE = 12.0
 """Least change of a pixel, of 255, that counts as a defect's."""
@@ -59,7 +59,7 @@ class DefectGenerator(Protocol):
         """Return the name of a class."""
         ...
 
-    def sample(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> Batch:
+    def sample(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> SyntheticBatch:
         """Return one image for each seed and class number."""
         ...
 
@@ -72,11 +72,11 @@ class Sampler(Protocol):
         ...
 
 
-def as_batch(samples: Sequence[Sample], classes: list[str], seeds: Sequence[int]) -> Batch:
+def as_batch(samples: Sequence[Sample], classes: list[str], seeds: Sequence[int]) -> SyntheticBatch:
     """Stack samples into the batch that `write_synthetic` takes."""
     images = torch.from_numpy(np.stack([image for image, _ in samples]))
     masks = torch.from_numpy(np.stack([mask for _, mask in samples]).astype(np.uint8) * 255)[:, None]
-    return Batch(images, classes, list(seeds), masks)
+    return SyntheticBatch(images, classes, list(seeds), masks)
 
 
 def batches(
@@ -87,7 +87,7 @@ def batches(
     wanted: str | None = None,
     truncation: float = 1.0,
     size: int = 32,
-) -> Iterator[Batch]:
+) -> Iterator[SyntheticBatch]:
     """Yield `count` images of any generator, `size` at a time, seeds counting up from `seed`."""
     numbers = generator.class_numbers(count, wanted)
     for start in range(0, count, size):

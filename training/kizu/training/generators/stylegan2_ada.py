@@ -48,7 +48,7 @@ BOURGAIN_WEIGHT = 0.1
 
 @dataclass(frozen=True, config=STRICT)
 class StyleGAN2ADAConfig:
-    """How it trains; whatever is None follows the image size and the batch, as in the paper's code."""
+    """Configuration of the training; whatever is None follows the image size and the batch, as in the paper's code."""
 
     batch_size: Annotated[int, Fixed()] = Field(default=32, ge=1)
     learning_rate: Annotated[float, Fixed()] = Field(default=0.0025, gt=0)

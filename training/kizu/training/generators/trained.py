@@ -22,7 +22,7 @@ from kizu.errors import UserError
 from kizu.files import atomic_file
 from kizu.models.stylegan2 import Generator, StyleGAN2Config
 from kizu.training.data.loading import to_pixels
-from kizu.training.data.synthetic import Batch
+from kizu.training.data.synthetic import SyntheticBatch
 from kizu.training.priors import Prior, make_prior
 from kizu.training.run import GENERATOR_FILE
 
@@ -98,7 +98,7 @@ class TrainedGenerator:
 
     def batches(
         self, count: int, *, seed: int = 0, wanted: str | None = None, truncation: float = 1.0, size: int = 32
-    ) -> Iterator[Batch]:
+    ) -> Iterator[SyntheticBatch]:
         """Yield `count` images with their classes and seeds, seeds counting up from `seed`."""
         numbers = self.class_numbers(count, wanted)
         for start in range(0, count, size):
@@ -106,9 +106,9 @@ class TrainedGenerator:
             seeds = list(range(seed + start, seed + start + len(chunk)))
             yield self.sample(seeds, chunk, truncation)
 
-    def sample(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> Batch:
+    def sample(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> SyntheticBatch:
         """Return one image for each seed and class number, without masks: where its defects are is not known."""
-        return Batch(self.images(seeds, numbers, truncation), [self.name(n) for n in numbers], list(seeds))
+        return SyntheticBatch(self.images(seeds, numbers, truncation), [self.name(n) for n in numbers], list(seeds))
 
     def save(self, folder: Path) -> Path:
         """Write `generator.pt`, whole or not at all."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from kizu.errors import UserError
 from kizu.training.data.crops import UNNAMED
-from kizu.training.data.synthetic import Batch
+from kizu.training.data.synthetic import SyntheticBatch
 from kizu.training.generators.sampling import Sample, Sampler, as_batch, batches
 from kizu.training.generators.trained import interleaved
 from kizu.training.generators.views import Materials
@@ -51,7 +51,7 @@ class UntrainedGenerator:
         """Return the name of a class; `NG` where samples are of no class in particular."""
         return self.classes[number]
 
-    def sample(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> Batch:
+    def sample(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> SyntheticBatch:
         """Return one image with its mask for each seed and class number."""
         del truncation
         samples = [self._one(seed, number) for seed, number in zip(seeds, numbers, strict=True)]
@@ -62,6 +62,6 @@ class UntrainedGenerator:
 
     def batches(
         self, count: int, *, seed: int = 0, wanted: str | None = None, truncation: float = 1.0, size: int = 32
-    ) -> Iterator[Batch]:
+    ) -> Iterator[SyntheticBatch]:
         """Yield `count` images, seeds counting up from `seed`."""
         return batches(self, count, seed=seed, wanted=wanted, truncation=truncation, size=size)

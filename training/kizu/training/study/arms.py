@@ -60,7 +60,7 @@ class Remedy(Named):
     OWN_CLASS = "as a class of its own"
 
 
-class OneClass(Named):
+class OneClassKind(Named):
     """Kind of a detector that learns from OK parts alone."""
 
     GANOMALY = "ganomaly"
@@ -70,7 +70,7 @@ class OneClass(Named):
 
 
 @dataclass(frozen=True)
-class Base:
+class RealData:
     """Real data of an arm."""
 
     share: float = 1.0
@@ -91,20 +91,20 @@ class Base:
         return f"ok{self.share!r}-ng{self.ng_share!r}"
 
 
-ALL, HALF = Base(), Base(share=0.5)
+ALL, HALF = RealData(), RealData(share=0.5)
 
 
 @dataclass(frozen=True)
 class Arm:
     """Real data, and what is added to or changed about its training."""
 
-    base: Base = ALL
+    base: RealData = ALL
     source: Source | None = None
     """None: no synthetic NG."""
     strong_augment: bool = False
     """Classic augmentation, stronger than the recipe's."""
     remedy: Remedy | None = None
-    one_class: OneClass | None = None
+    one_class: OneClassKind | None = None
     """A detector on OK alone instead of the recipe's."""
 
     @property
@@ -210,10 +210,10 @@ def known_arms(shares: Sequence[float]) -> list[Arm]:
         *REMEDIES,
     ]
     for share in sorted(set(shares)):
-        base = Base(ng_share=share)
+        base = RealData(ng_share=share)
         arms += [Arm(base), *(Arm(base, source) for source in Source)]
     arms += [Arm(ALL, source) for source in Source]
-    return arms + [Arm(one_class=kind) for kind in OneClass]
+    return arms + [Arm(one_class=kind) for kind in OneClassKind]
 
 
 def parse_choices(names: Sequence[str], shares: Sequence[float]) -> tuple[Choice, ...]:

@@ -76,7 +76,7 @@ def sentences(summaries: Sequence[ArmSummary]) -> list[str]:
 
 
 def compared_with(found: ArmSummary) -> Arm | None:
-    """The same real data alone, or half of it for all of it; None where that was not run."""
+    """Return the arm with the same real data alone, or half of it for all of it; None where that was not run."""
     other = found.arm.reference or (Arm(HALF) if found.arm == Arm(ALL) else None)
     return other if other in found.gains else None
 

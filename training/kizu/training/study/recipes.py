@@ -1,4 +1,4 @@
-"""What a recipe becomes for an arm of the scarce study, and which rows of the train split the arm sees.
+"""Recipe of an arm of the scarce study, and the rows of the train split that the arm sees.
 
 Notable here:
 - Arms of one seed share their sample: a half is the same half, and 1 % of the NG is part of 2 %.
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from kizu.errors import UserError
 from kizu.training.data.manifest import NG, OK, Row
 from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection, Recipe
-from kizu.training.study.arms import Arm, Base, OneClass, Remedy, Source
+from kizu.training.study.arms import Arm, OneClassKind, RealData, Remedy, Source
 
 CROP = 0.7
 """Side of the crops of placed defects, as a share of the recipe's window: a full-size crop fits few positions."""
@@ -45,7 +45,7 @@ REMEDY_OPTIONS: dict[Remedy, dict[str, Any]] = {
 """Changes to the options of `[detector]`."""
 REMEDY_KINDS = {Remedy.OWN_CLASS: "semi-supervised"}
 """Another kind of `[detector]`."""
-AUGMENTED = (OneClass.DRAEM,)
+AUGMENTED = (OneClassKind.DRAEM,)
 """Detectors on OK alone that take `[augment]`."""
 STRONG = {"shift": 0.1, "scale": 0.1, "brightness": 0.1, "contrast": 0.3, "noise": 0.02}
 """Least amounts of strong classic augmentation, larger than usual in recipes."""
@@ -54,7 +54,7 @@ SHAPE = ("backbone", "features", "stem_stride", "halvings", "blocks", "views", "
 QUICK_KIMG, QUICK_IMAGES, QUICK_UPDATES = 4.0, 400, 600
 
 
-def sample_rows(rows: Sequence[Row], base: Base, seed: int) -> list[Row]:
+def sample_rows(rows: Sequence[Row], base: RealData, seed: int) -> list[Row]:
     """Sample the base's share of OK and of NG, at least one of each; unlabelled rows are kept.
 
     A larger share holds all of a smaller one with the same seed.
@@ -131,7 +131,7 @@ def _detector(arm: Arm, section: DetectorSection, stretch: float) -> DetectorSec
 
 
 def _one_class_detector(
-    kind: OneClass, section: DetectorSection, stretch: float, epochs: int | None
+    kind: OneClassKind, section: DetectorSection, stretch: float, epochs: int | None
 ) -> DetectorSection:
     changes: dict[str, Any] = {"kind": kind.value, "preset": "small", "learning_rate": None}
     if kind != section.kind:

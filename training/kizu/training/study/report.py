@@ -258,7 +258,7 @@ def _measure(found: ArmSummary, measure: Measure) -> str:
 
 
 def _mean(measure: Spread, scale: float = 1.0) -> str:
-    """Of rates in per cent with `scale` 100."""
+    """Format a mean; rates in per cent with `scale` 100."""
     digits, unit = (4, "") if scale == 1 else (1, " %")
     spread = "" if measure.spread is None else f" ± {scale * measure.spread:.{digits}f}"
     return f"{scale * measure.mean:.{digits}f}{spread}{unit}"

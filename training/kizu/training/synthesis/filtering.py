@@ -25,7 +25,7 @@ from kizu.models.bundle import InputGeometry
 from kizu.models.stylegan2 import Discriminator
 from kizu.training import checkpoint
 from kizu.training.data.batches import LabelledBatches, Stratum
-from kizu.training.data.synthetic import Batch
+from kizu.training.data.synthetic import SyntheticBatch
 from kizu.training.detectors.classifier import ClassifierMethod
 from kizu.training.detectors.method import DetectorContext
 from kizu.training.execution import Execution
@@ -45,7 +45,7 @@ STEPS = 300
 BATCH = 32
 CHUNK = 32
 
-Rating = Callable[[Batch, list[int]], Tensor]
+Rating = Callable[[SyntheticBatch, list[int]], Tensor]
 """Images and their class numbers → float [N], higher is better."""
 
 
@@ -79,7 +79,7 @@ def filtered(
     keep: float,
     seed: int,
     truncation: float = 1.0,
-) -> Iterator[Batch]:
+) -> Iterator[SyntheticBatch]:
     """Yield the best `count` of `count` / `keep` images of `generator`.
 
     Args:
@@ -123,7 +123,7 @@ def discriminator_rating(generator: TrainedGenerator, section: GeneratorSection,
     network.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def rate(batch: Batch, numbers: list[int]) -> Tensor:
+    def rate(batch: SyntheticBatch, numbers: list[int]) -> Tensor:
         classes = torch.tensor(numbers, device=device) if generator.conditional else None
         return cast(Tensor, network(to_unit(batch.images.to(device)), classes))
 
@@ -162,7 +162,7 @@ def classifier_rating(
     method.average.eval()
 
     @torch.no_grad()
-    def rate(batch: Batch, numbers: list[int]) -> Tensor:
+    def rate(batch: SyntheticBatch, numbers: list[int]) -> Tensor:
         del numbers
         images = to_size(batch.images, (geometry.height, geometry.width)).to(execution.device) / 127.5 - 1
         return method.average.pooled(method.average.logits(images))

@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from kizu.training.data.loading import to_pixels
-from kizu.training.data.synthetic import Batch
+from kizu.training.data.synthetic import SyntheticBatch
 from kizu.training.evaluation.generator_report import nearest_pairs, render_generator_report
 from kizu.training.evaluation.kid_fid import nearest_training_distance
 from kizu.training.generators.sampling import DefectGenerator
@@ -121,7 +121,7 @@ count in no figure.</p>
     )
 
 
-def write_grid(generator: DefectGenerator, path: Path) -> Batch:
+def write_grid(generator: DefectGenerator, path: Path) -> SyntheticBatch:
     """Write a picture of `OUTLINED` images, each above itself with its mask outlined; return the images."""
     shown = generator.sample(range(OUTLINED), generator.class_numbers(OUTLINED))
     side = max(shown.images.shape[2:])
@@ -130,7 +130,7 @@ def write_grid(generator: DefectGenerator, path: Path) -> Batch:
     return shown
 
 
-def outlined(batch: Batch, columns: int, times: int) -> Tensor:
+def outlined(batch: SyntheticBatch, columns: int, times: int) -> Tensor:
     """Enlarge images in rows of `columns`, each row above the same with outlines: uint8 [2 · N, 3, H, W]."""
     images = F.interpolate(batch.images.float(), scale_factor=times, mode="nearest").to(torch.uint8)
     images = images.expand(-1, 3, -1, -1).clone()

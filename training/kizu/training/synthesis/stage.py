@@ -21,7 +21,7 @@ from kizu.models.bundle import InputGeometry
 from kizu.training.data.crops import Crops, ng_crops
 from kizu.training.data.manifest import FILE as MANIFEST_FILE
 from kizu.training.data.manifest import Manifest, Row
-from kizu.training.data.synthetic import Batch, write_synthetic
+from kizu.training.data.synthetic import SyntheticBatch, write_synthetic
 from kizu.training.execution import Execution
 from kizu.training.generators import GAN, UNTRAINED, check_keys, placing_config, untrained_config
 from kizu.training.generators.placing import DefectStatistics, PlacedGenerator, size_in_view, statistics_by_class
@@ -230,7 +230,7 @@ class _Stage:
         plan.unlink(missing_ok=True)
         if dest.exists():
             shutil.rmtree(dest)
-        samples: Iterable[Batch] = batches(generator, section.count, seed=seed, truncation=section.truncation)
+        samples: Iterable[SyntheticBatch] = batches(generator, section.count, seed=seed, truncation=section.truncation)
         if section.filter != "none":
             samples = self._filtered(generator)
         with self.execution.log.bar("drawing NG", section.count) as advance:
@@ -240,7 +240,7 @@ class _Stage:
         files.write_text(plan, json.dumps(self._plan(generator.run)))
         return manifest
 
-    def _filtered(self, generator: AnyGenerator) -> Iterable[Batch]:
+    def _filtered(self, generator: AnyGenerator) -> Iterable[SyntheticBatch]:
         section, seed = self.section, self.run.recipe.seed
         keep = KEPT if section.keep is None else section.keep
         rated: AnyGenerator = generator
