@@ -1,11 +1,15 @@
-"""Detectors of every kind, small, for what all of them must keep."""
+"""What all tests share: a fixed seed, `kizu` as a function, detectors of every kind, small."""
 
+import io
 import os
 import signal
+import subprocess
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
 
+from kizu import cli
 from kizu.training.data.batches import Batches
 from kizu.training.detectors import DETECTORS, create_detector
 from kizu.training.loop import Interrupted
@@ -22,6 +26,29 @@ SMALL = {
     "memory": {"filters": 4, "memory": 20},
 }
 assert SMALL.keys() == DETECTORS.keys(), "a kind of detector without a small one to test"
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """Start every test from the same random numbers, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def kizu(monkeypatch):
+    """(arguments) → exit code, stdout and stderr of the command; in this process, for one of its own takes seconds."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["kizu", *map(str, arguments)])
+        code, out, err = 0, io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                cli.main()
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+    return run
 
 
 @pytest.fixture(scope="session")

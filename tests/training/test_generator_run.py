@@ -1,8 +1,6 @@
 """A recipe with a generator: what the run leaves behind, what `kizu synthesize` draws from it, and how both refuse."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -45,11 +43,6 @@ epochs = 1
 features = 4
 latent = 8
 """
-
-
-def kizu(*arguments):
-    command = [sys.executable, "-m", "kizu", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +105,7 @@ def test_the_weights_that_ship_are_the_average_of_the_checkpoint(run):
     assert all(torch.equal(average[name], shipped[name]) for name in shipped)
 
 
-def test_synthesize_draws_a_class_and_repeats_itself(run, tmp_path):
+def test_synthesize_draws_a_class_and_repeats_itself(kizu, run, tmp_path):
     generator = TrainedGenerator.load(run / "generator")
     wanted = generator.classes[-1]
     options = ("--count", 6, "--class", wanted, "--truncation", 0.5, "--seed", 40)
@@ -133,14 +126,14 @@ def test_synthesize_draws_a_class_and_repeats_itself(run, tmp_path):
         (("--device", "tpu"), "no device 'tpu'"),
     ],
 )
-def test_synthesize_refuses_in_one_sentence(run, tmp_path, arguments, said):
+def test_synthesize_refuses_in_one_sentence(kizu, run, tmp_path, arguments, said):
     answer = kizu("synthesize", run, "--count", 2, "--out", tmp_path / "out", *arguments)
     assert answer.returncode == 2
     assert said in " ".join(answer.stderr.split())
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_without_a_generator_cannot_synthesize(small_run, tmp_path):
+def test_a_run_without_a_generator_cannot_synthesize(kizu, small_run, tmp_path):
     answer = kizu("synthesize", small_run.folder, "--count", 2, "--out", tmp_path / "out")
     assert answer.returncode == 2
     assert "holds no trained generator" in answer.stderr

@@ -22,6 +22,7 @@ from kizu.training import checkpoint
 from kizu.training.data.batches import Batches
 from kizu.training.detectors import DETECTORS
 from kizu.training.loop import Ema, Interrupted, LoopSettings, Phase, Stage, TrainingLoop
+from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
 
 KINDS = [kind for kind in DETECTORS if kind != "semi-supervised"]
@@ -85,7 +86,11 @@ def test_a_stopped_and_resumed_run_has_the_same_losses_and_weights_as_one_left_a
     assert rest.seen == log.seen[len(log.seen) - len(rest.seen) :]
 
 
-def test_a_run_killed_with_9_and_resumed_ends_with_the_same_weights(tmp_path):
+LONG_ENOUGH_TO_BE_KILLED = {"epochs": 25, "settings": LoopSettings(0, control_every=2, sample_every=10**9)}
+"""Half a second at least, with a checkpoint at every second step."""
+
+
+def test_a_run_killed_with_9_and_resumed_ends_with_the_same_weights(small_method, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -94,34 +99,30 @@ def test_a_run_killed_with_9_and_resumed_ends_with_the_same_weights(tmp_path):
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from kizu.training.detectors import create_detector
         from kizu.training.recipe import DetectorSection
-        from test_loop import make_loop, LoopSettings
+        from test_loop import LONG_ENOUGH_TO_BE_KILLED, make_loop
 
         def ganomaly(kind, geometry, fields):
             torch.manual_seed(0)
             options = {{"features": 4, "latent": 8}}
             return create_detector(geometry, DetectorSection(kind=kind, options=options, **fields))
 
-        folder = Path(sys.argv[1])
-        settings = LoopSettings(checkpoint_seconds=0, control_every=2, sample_every=10**9)
-        loop = make_loop(ganomaly, "ganomaly", folder, epochs=40, settings=settings)
-        loop.resume()
-        loop.run()
-        torch.save(loop.method.networks.state_dict(), folder / "end.pt")
+        torch.set_num_threads({torch.get_num_threads()})
+        make_loop(ganomaly, "ganomaly", Path(sys.argv[1]), **LONG_ENOUGH_TO_BE_KILLED).run()
         """)
     )
-    command = [sys.executable, str(script)]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    killed = tmp_path / "killed"
-    process = subprocess.Popen([*command, str(killed)])
-    while not (killed / checkpoint.FILE).exists():
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "killed")])
+    while not (tmp_path / "killed" / checkpoint.FILE).exists():
         assert process.poll() is None
         time.sleep(0.005)
     time.sleep(random.uniform(0, 0.3))
     process.kill()
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    subprocess.run([*command, str(killed)], check=True)
-    load = {name: torch.load(tmp_path / name / "end.pt", weights_only=True) for name in ("whole", "killed")}
-    assert_identical(load["whole"], load["killed"])
+    resumed = make_loop(small_method, "ganomaly", tmp_path / "killed", **LONG_ENOUGH_TO_BE_KILLED)
+    assert resumed.resume()
+    resumed.run()
+    whole = make_loop(small_method, "ganomaly", tmp_path / "whole", **LONG_ENOUGH_TO_BE_KILLED)
+    whole.run()
+    assert_identical(weights(whole), weights(resumed))
 
 
 def test_networks_frozen_in_stage_two_keep_their_very_bits(small_method, tmp_path):
@@ -280,31 +281,50 @@ def test_processes_share_each_batch_without_overlap():
     assert torch.equal(whole, torch.cat(halves))
 
 
+class Mean:
+    """A method that learns the mean of an image."""
+
+    learns_from_ng = False
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.networks = nn.Sequential(nn.Flatten(), nn.Linear(1024, 1))
+
+    def stages(self, images):
+        del images
+        optimizer = torch.optim.Adam(self.networks.parameters(), 1e-3)
+        return [Stage("mean", 12, [Phase("fit", self.networks, optimizer, self._losses)])]
+
+    def _losses(self, batch):
+        x = batch.images
+        return {"total": (self.networks(x) - x.mean((1, 2, 3))[:, None]).square().mean()}
+
+    def detector(self):
+        return self.networks
+
+    def samples(self, images):
+        return images
+
+
+def train_mean(folder):
+    """Train `Mean` as one of the processes that torchrun started, or alone; save and return its weights."""
+    processes = Processes()
+    batches = Batches(images(16), 8, 0, rank=processes.rank, world_size=processes.world_size)
+    method, log = Mean(), RunLog(None, quiet=True)
+    settings = LoopSettings(control_every=3)
+    TrainingLoop(method, batches, folder, identity="x", log=log, processes=processes, settings=settings).run()
+    torch.save(method.networks.state_dict(), folder / f"rank{processes.rank}.pt")
+    return method.networks.state_dict()
+
+
 def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(
-        textwrap.dedent("""
-        import atexit, os, sys, torch
+        textwrap.dedent(f"""
+        import atexit, os, sys
         from pathlib import Path
-        from torch import nn
-        from kizu.training.data.batches import Batches
-        from kizu.training.loop import LoopSettings, Phase, Stage, TrainingLoop
-        from kizu.training.parallel import Processes
-        from kizu.training.progress import RunLog
-
-        class Mean:
-            learns_from_ng = False
-            def __init__(self):
-                torch.manual_seed(0)
-                self.networks = nn.Sequential(nn.Flatten(), nn.Linear(1024, 1))
-            def stages(self, images):
-                optimizer = torch.optim.Adam(self.networks.parameters(), 1e-3)
-                return [Stage("mean", 12, [Phase("fit", self.networks, optimizer, self.losses)])]
-            def losses(self, batch):
-                x = batch.images
-                return {"total": (self.networks(x) - x.mean((1, 2, 3))[:, None]).square().mean()}
-            def detector(self): return self.networks
-            def samples(self, images): return images
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_loop import train_mean
 
         def no_thread_is_left():
             names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
@@ -313,26 +333,16 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
 
         if sys.platform == "linux":
             atexit.register(no_thread_is_left)  # runs after what Processes registers
-        processes = Processes()
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (16, 1, 32, 32), dtype=torch.uint8, generator=generator)
-        batches = Batches(pixels, 8, 0, rank=processes.rank, world_size=processes.world_size)
-        method = Mean()
-        folder = Path(sys.argv[1])
-        TrainingLoop(method, batches, folder, identity="x", log=RunLog(None, quiet=True), processes=processes,
-                     settings=LoopSettings(control_every=3)).run()
-        torch.save(method.networks.state_dict(), folder / f"rank{processes.rank}.pt")
+        train_mean(Path(sys.argv[1]))
         """)
     )
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, tmp_path / "one"], check=True, env=environment)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*torchrun, script, tmp_path / "two"], check=True, env=environment)
-    one, a, b = (
-        torch.load(tmp_path / name, weights_only=True) for name in ("one/rank0.pt", "two/rank0.pt", "two/rank1.pt")
-    )
+    a, b = (torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert_identical(a, b)
+    one = train_mean(tmp_path / "one")
     for name in one:
         torch.testing.assert_close(one[name], a[name], rtol=1e-4, atol=1e-6)

@@ -22,9 +22,10 @@ from kizu.training.pipeline import train
 from .conftest import train_bundle
 
 
-def kizu(*arguments, **options):
+def process(*arguments):
+    """Run `kizu` as a process of its own."""
     command = [sys.executable, "-m", "kizu", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_the_bundle_tells_where_it_comes_from(small_run):
@@ -186,7 +187,7 @@ def test_a_damaged_bundle_is_refused(small_run, tmp_path):
 
 def test_evaluate_prints_json_and_nothing_else_to_stdout(small_run, tmp_path):
     report = tmp_path / "report.html"
-    done = kizu("evaluate", small_run.bundle.path, small_run.dataset, "--json", "--report", report)
+    done = process("evaluate", small_run.bundle.path, small_run.dataset, "--json", "--report", report)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["evaluated"] == "test split"
@@ -203,13 +204,12 @@ def test_evaluate_prints_json_and_nothing_else_to_stdout(small_run, tmp_path):
         ('name = "x"\ndataset = "boards"\n[detector]\nkind = "ganomaly"\nepoch = 1\n', "did you mean 'epochs'"),
     ],
 )
-def test_a_fault_in_the_recipe_is_one_clear_message_and_exit_code_2(small_run, tmp_path, recipe, message):
+def test_a_fault_in_the_recipe_is_one_clear_message_and_exit_code_2(kizu, small_run, tmp_path, recipe, message):
     path = small_run.recipe.with_name(f"{abs(hash(recipe))}.toml")
     path.write_text(recipe)
     done = kizu("train", path, "--out", tmp_path / "run")
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
 
 
 CLASSIFIER = """\

@@ -206,15 +206,15 @@ def make_backbone(config: ClassifierConfig) -> PlainBackbone | WaveletBackbone |
 
 def topk_pool(logits: Tensor, share: float) -> Tensor:
     """Mean of each map's largest logits, ⌈share · h·w⌉ of them and at least one: [N, 1, h, w] → [N]."""
-    places = logits.flatten(1)
-    return places.topk(max(1, math.ceil(share * places.shape[1] - 1e-9)), dim=1).values.mean(1)
+    values = logits.flatten(1)
+    return values.topk(max(1, math.ceil(share * values.shape[1] - 1e-9)), dim=1).values.mean(1)
 
 
 def lse_pool(logits: Tensor, temperature: float) -> Tensor:
     """T·log(mean over places of exp(m / T)): [N, 1, h, w] → [N], between each map's mean and its maximum."""
-    places = logits.flatten(1)
-    highest = places.amax(1, keepdim=True)
-    return highest[:, 0] + temperature * ((places - highest) / temperature).exp().mean(1).log()
+    values = logits.flatten(1)
+    highest = values.amax(1, keepdim=True)
+    return highest[:, 0] + temperature * ((values - highest) / temperature).exp().mean(1).log()
 
 
 def mean_over_views(x: Tensor, views: int, detect: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

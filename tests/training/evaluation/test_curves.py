@@ -47,9 +47,9 @@ def test_points_without_a_place_are_left_out_and_the_rest_put_in_order():
 
 def test_asinh_is_straight_near_zero_and_logarithmic_far_away():
     axis = Axis(-0.1, 100.0, 100.0, -100.0, kind="asinh", linear_until=0.1)
-    near = axis.places([-0.02, 0.0, 0.02])
+    near = axis.positions([-0.02, 0.0, 0.02])
     assert near[0] - near[1] == pytest.approx(near[1] - near[2], rel=0.02)
-    far = axis.places([1.0, 10.0, 100.0])
+    far = axis.positions([1.0, 10.0, 100.0])
     assert far[0] - far[1] == pytest.approx(far[1] - far[2], rel=0.02)
     texts = [tick.text for tick in axis.ticks()]
     assert "0" in texts

@@ -174,7 +174,7 @@ def test_a_run_s_folder_is_enough_to_draw_more(poisson, tmp_path):
     generator = open_generator(folder)
     assert isinstance(generator, UntrainedGenerator)
     wanted = generator.classes[0]
-    made = batches(generator, 3, seed=1000, wanted=wanted)
+    made = batches(generator, 3, seed=1000, defect_class=wanted)
     synthetic = write_synthetic(tmp_path / "more", made, kind=generator.kind, run=generator.run, total=3)
     assert [row.defect for row in synthetic.rows] == [wanted] * 3
 

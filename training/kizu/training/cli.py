@@ -242,7 +242,7 @@ def _synthesize(
         journal.total = count
         manifest = write_synthetic(
             out,
-            generator.batches(count, seed=seed, wanted=defect, truncation=truncation),
+            generator.batches(count, seed=seed, defect_class=defect, truncation=truncation),
             kind=generator.kind,
             run=generator.run,
             total=count,

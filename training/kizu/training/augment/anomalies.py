@@ -88,8 +88,8 @@ def perlin_anomalies(
     noise = perlin_noise(count, height, width, finest=finest, device=device)
     low, high = noise.amin((1, 2), keepdim=True), noise.amax((1, 2), keepdim=True)
     region = noise > torch.lerp(low, high, 0.9).clamp(max=threshold)
-    drawn = local_shapes(count, height, width, device=device)
-    region = torch.where(_chosen(count, shapes, device)[:, None, None], drawn, region)
+    shaped = local_shapes(count, height, width, device=device)
+    region = torch.where(_chosen(count, shapes, device)[:, None, None], shaped, region)
     alpha = _softened(region[:, None].to(images.dtype), _chosen(count, 0.5, device))
     beta = opacity[0] + (opacity[1] - opacity[0]) * torch.rand(count, 1, 1, 1, device=device)
     changed = torch.lerp(images, altered(sources), alpha * beta).clamp(-1, 1)
@@ -105,23 +105,23 @@ def local_shapes(count: int, height: int, width: int, *, device: torch.device | 
     side = min(height, width)
     each = (count, MOST_SHAPES, 1, 1)
 
-    def drawn() -> Tensor:
+    def uniform() -> Tensor:
         return torch.rand(each, device=device)
 
     def log_uniform(low: float, high: float) -> Tensor:
-        return torch.exp(math.log(low) + drawn() * math.log(high / low))
+        return torch.exp(math.log(low) + uniform() * math.log(high / low))
 
     column, row = torch.arange(width, device=device), torch.arange(height, device=device)[:, None]
-    x, y = column - (drawn() * width).floor(), row - (drawn() * height).floor()
-    angle = drawn() * math.pi
+    x, y = column - (uniform() * width).floor(), row - (uniform() * height).floor()
+    angle = uniform() * math.pi
     along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
     long, wide = log_uniform(0.75, side / 8), log_uniform(0.75, side / 8)
     length, thickness = log_uniform(1.5, side / 4), log_uniform(0.5, max(1.0, side / 40))
-    bend = (drawn() - 0.5) / length
+    bend = (uniform() - 0.5) / length
     spot = (along / long).square() + (across / wide).square() <= 1
     rectangle = (along.abs() <= long) & (across.abs() <= wide)
     stroke = (along.abs() <= length) & ((across + bend * along.square()).abs() <= thickness)
-    kind = drawn() * 3
+    kind = uniform() * 3
     shape = torch.where(kind < 1, spot, torch.where(kind < 2, rectangle, stroke))
     number = torch.randint(1, MOST_SHAPES + 1, (count, 1, 1, 1), device=device)
     there = torch.arange(MOST_SHAPES, device=device)[:, None, None] < number
@@ -184,10 +184,10 @@ def _rearranged(images: Tensor) -> Tensor:
     return images.flatten(2).gather(2, at).view_as(images)
 
 
-def _mirrored(places: Tensor, count: int) -> Tensor:
-    """Places 0 … L − 1, moved around by a random distance and reversed in half of `count` cases: [count, L]."""
-    length, device = len(places), places.device
-    moved = (places + torch.randint(0, length, (count, 1), device=device)) % length
+def _mirrored(positions: Tensor, count: int) -> Tensor:
+    """Positions 0 … L − 1, moved around by a random distance and reversed in half of `count` cases: [count, L]."""
+    length, device = len(positions), positions.device
+    moved = (positions + torch.randint(0, length, (count, 1), device=device)) % length
     return torch.where(_chosen(count, 0.5, device)[:, None], length - 1 - moved, moved)
 
 

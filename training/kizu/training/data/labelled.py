@@ -168,14 +168,14 @@ def hold_out(rows: Sequence[Row], seed: int, share: float = 0.1) -> tuple[list[R
     if min(wanted.values()) < LEAST_HELD_OUT:
         return list(rows), []
     for by_group in (True, False):
-        held = _drawn_units(rows, seed, wanted, by_group)
+        held = _sample_units(rows, seed, wanted, by_group)
         if all(sum(row.label == label for row in held) >= LEAST_HELD_OUT for label in (OK, NG)):
             paths = {row.path for row in held}
             return [row for row in rows if row.path not in paths], held
     raise AssertionError("single images always fit")
 
 
-def _drawn_units(rows: Sequence[Row], seed: int, wanted: dict[str, int], by_group: bool) -> list[Row]:
+def _sample_units(rows: Sequence[Row], seed: int, wanted: dict[str, int], by_group: bool) -> list[Row]:
     units: dict[str, list[Row]] = {}
     for row in rows:
         if not row.synthetic:

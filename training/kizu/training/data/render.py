@@ -172,7 +172,7 @@ class _Stage:
             if len(boxes) == wanted:
                 break
             trial = replace(shot, copper=shot.copper.copy(), surface=shot.surface.copy())
-            if not _DRAWN[row.defect](trial, random):
+            if not _RENDERERS[row.defect](trial, random):
                 continue
             changed = self._visible_change(shot, trial)
             if changed.sum() >= max(3, 4 * (self.size / 64) ** 2):
@@ -390,7 +390,7 @@ def _contamination(shot: _Shot, random: np.random.Generator) -> bool:
     return True
 
 
-_DRAWN: dict[str, Callable[[_Shot, np.random.Generator], bool]] = {
+_RENDERERS: dict[str, Callable[[_Shot, np.random.Generator], bool]] = {
     "open": _open,
     "short": _short,
     "mousebite": _mousebite,
@@ -399,5 +399,5 @@ _DRAWN: dict[str, Callable[[_Shot, np.random.Generator], bool]] = {
     "scratch": _scratch,
     "contamination": _contamination,
 }
-DEFECTS = tuple(_DRAWN)
+DEFECTS = tuple(_RENDERERS)
 """The defect classes, in the order in which NG images take turns."""

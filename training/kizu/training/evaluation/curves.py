@@ -105,7 +105,7 @@ class LineChart:
 
 @dataclass(frozen=True)
 class Axis:
-    """Values to places: `start` falls on `at`, `stop` on `at + length`; `length` < 0 points upwards."""
+    """Map of values to positions: `start` falls on `at`, `stop` on `at + length`; `length` < 0 points upwards."""
 
     start: float
     stop: float
@@ -115,7 +115,7 @@ class Axis:
     """Or `log`, or `asinh`."""
     linear_until: float = 1.0
 
-    def places(self, values: Sequence[float] | Floats) -> Floats:
+    def positions(self, values: Sequence[float] | Floats) -> Floats:
         """SVG units, clipped to the axis."""
         low, high = self._transformed(np.array([self.start, self.stop]))
         share = (self._transformed(np.asarray(values, dtype=np.float64)) - low) / (high - low)
@@ -125,9 +125,9 @@ class Axis:
         """Round values with at least `gap` units between them."""
         values = round_values(self.start, self.stop) if self.kind == "linear" else self._decades()
         kept: list[Tick] = []
-        for value, place in zip(values, self.places(values), strict=True):
-            if self.start <= value <= self.stop and all(abs(place - tick.at) >= gap for tick in kept):
-                kept.append(Tick(float(place), _text(value)))
+        for value, position in zip(values, self.positions(values), strict=True):
+            if self.start <= value <= self.stop and all(abs(position - tick.at) >= gap for tick in kept):
+                kept.append(Tick(float(position), _text(value)))
         return tuple(kept)
 
     def _transformed(self, values: Floats) -> Floats:
@@ -200,7 +200,7 @@ def turning_point(values: Sequence[float], near: float | None) -> float | None:
 
 
 def _finite(series: Series, log_x: bool) -> Series:
-    """Without points that have no place, in the order of x."""
+    """Without points that have no position, in the order of x."""
     columns = [series.x, series.y, *([series.lower, series.upper] if series.lower and series.upper else [])]
     points = np.array(columns, dtype=np.float64)
     keep = np.isfinite(points).all(axis=0) & ((points[0] > 0) | (not log_x))
@@ -232,10 +232,10 @@ def _y_range(series: Sequence[Series], levels: Sequence[Level], linear_until: fl
 
 
 def _curve(series: Series, x_axis: Axis, y_axis: Axis) -> Curve:
-    x, y = x_axis.places(series.x), y_axis.places(series.y)
+    x, y = x_axis.positions(series.x), y_axis.positions(series.y)
     bounded = bool(series.lower and series.upper)
-    low = y_axis.places(series.lower) if series.lower and bounded else y
-    high = y_axis.places(series.upper) if series.upper and bounded else y
+    low = y_axis.positions(series.lower) if series.lower and bounded else y
+    high = y_axis.positions(series.upper) if series.upper and bounded else y
     keep = _thinned(x, (y, low, high))
     x, y, low, high = x[keep], y[keep], low[keep], high[keep]
     band = ""
@@ -265,18 +265,18 @@ def _thinned(x: Floats, rows: tuple[Floats, ...]) -> NDArray[np.intp]:
 
 
 def _level(level: Level, axis: Axis) -> LevelLine:
-    y = float(axis.places([level.value])[0])
+    y = float(axis.positions([level.value])[0])
     if level.lower is None or level.upper is None:
         return LevelLine(level.name, y, None)
-    bottom, top = axis.places([level.lower, level.upper])
+    bottom, top = axis.positions([level.lower, level.upper])
     return LevelLine(level.name, y, (float(top), float(bottom - top)))
 
 
-def _title(series: Series, place: int) -> str:
+def _title(series: Series, index: int) -> str:
     bounds = ""
     if series.lower and series.upper:
-        bounds = f" [{_text(series.lower[place], 4)}, {_text(series.upper[place], 4)}]"
-    return f"{series.name} {_text(series.y[place], 4)}{bounds} at {_text(series.x[place], 4)}"
+        bounds = f" [{_text(series.lower[index], 4)}, {_text(series.upper[index], 4)}]"
+    return f"{series.name} {_text(series.y[index], 4)}{bounds} at {_text(series.x[index], 4)}"
 
 
 def _path(x: Floats, y: Floats) -> str:

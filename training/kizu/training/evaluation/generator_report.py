@@ -320,8 +320,8 @@ def _table(lines: Sequence[Line]) -> list[Line]:
     """At most `TABLE_ROWS` lines, evenly spread, the last among them."""
     if len(lines) <= TABLE_ROWS:
         return list(lines)
-    places = np.linspace(0, len(lines) - 1, TABLE_ROWS).round().astype(int)
-    return [lines[place] for place in places]
+    indices = np.linspace(0, len(lines) - 1, TABLE_ROWS).round().astype(int)
+    return [lines[index] for index in indices]
 
 
 def _pairs(

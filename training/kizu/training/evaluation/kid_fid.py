@@ -170,7 +170,7 @@ def kid(real: ArrayLike | Tensor, fake: ArrayLike | Tensor, *, seed: int, confid
     """
     x, y = _pair(real, fake)
     random = np.random.default_rng(seed)
-    x, y = _drawn(x, _LARGEST, random), _drawn(y, _LARGEST, random)
+    x, y = _subsample(x, _LARGEST, random), _subsample(y, _LARGEST, random)
     across = _row_sums(x, y) / len(y), _row_sums(y, x) / len(x)
     within = tuple((_row_sums(z, z) - _diagonal(z)) / (len(z) - 1) for z in (x, y))
     value = float(within[0].mean() + within[1].mean() - 2 * across[0].mean())
@@ -201,7 +201,7 @@ def real_floor(real: ArrayLike | Tensor, *, seed: int, confidence: float = 0.95)
     if len(x) < 4:
         raise ValueError(f"two halves need at least 4 images, not {len(x)}")
     random = np.random.default_rng(seed)
-    x = _drawn(x, 2 * _EXACT, random)
+    x = _subsample(x, 2 * _EXACT, random)
     first = np.zeros((RESAMPLES, len(x)))
     first[:, : len(x) // 2] = 1
     first = random.permuted(first, axis=1)
@@ -347,7 +347,7 @@ def _squared(points: Floats, start: int, others: Floats) -> Floats:
     return np.asarray(np.square(block).sum(axis=1)[:, None] + np.square(others).sum(axis=1) - 2 * block @ others.T)
 
 
-def _drawn(x: Floats, most: int, random: np.random.Generator) -> Floats:
+def _subsample(x: Floats, most: int, random: np.random.Generator) -> Floats:
     return x if len(x) <= most else x[random.permutation(len(x))[:most]]
 
 

@@ -137,19 +137,19 @@ class PlacedGenerator:
         """Kind of the generator of crops."""
         return self.crops.kind
 
-    def class_numbers(self, count: int, wanted: str | None = None) -> list[int]:
+    def class_numbers(self, count: int, defect_class: str | None = None) -> list[int]:
         """See `TrainedGenerator`."""
-        return self.crops.class_numbers(count, wanted)
+        return self.crops.class_numbers(count, defect_class)
 
     def name(self, number: int) -> str:
         """See `TrainedGenerator`."""
         return self.crops.name(number)
 
     def batches(
-        self, count: int, *, seed: int = 0, wanted: str | None = None, truncation: float = 1.0, size: int = 32
+        self, count: int, *, seed: int = 0, defect_class: str | None = None, truncation: float = 1.0, size: int = 32
     ) -> Iterator[SyntheticBatch]:
         """Yield `count` views with a defect each, seeds counting up from `seed`."""
-        return batches(self, count, seed=seed, wanted=wanted, truncation=truncation, size=size)
+        return batches(self, count, seed=seed, defect_class=defect_class, truncation=truncation, size=size)
 
     def sample(self, seeds: Sequence[int], numbers: Sequence[int], truncation: float = 1.0) -> SyntheticBatch:
         """Return one view with a defect, and its mask, for each seed and class number."""

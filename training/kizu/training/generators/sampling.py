@@ -51,7 +51,7 @@ class DefectGenerator(Protocol):
         """Name and digest, as they stand in a synthetic image's origin."""
         ...
 
-    def class_numbers(self, count: int, wanted: str | None = None) -> list[int]:
+    def class_numbers(self, count: int, defect_class: str | None = None) -> list[int]:
         """Return the classes of `count` images; a longer list begins with a shorter one."""
         ...
 
@@ -84,12 +84,12 @@ def batches(
     count: int,
     *,
     seed: int = 0,
-    wanted: str | None = None,
+    defect_class: str | None = None,
     truncation: float = 1.0,
     size: int = 32,
 ) -> Iterator[SyntheticBatch]:
     """Yield `count` images of any generator, `size` at a time, seeds counting up from `seed`."""
-    numbers = generator.class_numbers(count, wanted)
+    numbers = generator.class_numbers(count, defect_class)
     for start in range(0, count, size):
         chunk = numbers[start : start + size]
         yield generator.sample(range(seed + start, seed + start + len(chunk)), chunk, truncation)

@@ -51,24 +51,24 @@ class TrainedGenerator:
         """Size, channels and width of the network."""
         return self.network.config
 
-    def class_numbers(self, count: int, wanted: str | None = None) -> list[int]:
-        """Return the classes of `count` images: `wanted`, or as often as in training, evenly interleaved.
+    def class_numbers(self, count: int, defect_class: str | None = None) -> list[int]:
+        """Return the classes of `count` images: `defect_class`, or as often as in training, evenly interleaved.
 
         Raises:
             UserError: the generator never saw the class, or cannot be asked for one.
         """
-        if wanted is None:
+        if defect_class is None:
             return interleaved(self.counts, count) if self.conditional else [0] * count
-        if wanted not in self.classes:
+        if defect_class not in self.classes:
             raise UserError(
-                f"The generator never saw the defect class '{wanted}'.", f"It knows: {', '.join(self.classes)}."
+                f"The generator never saw the defect class '{defect_class}'.", f"It knows: {', '.join(self.classes)}."
             )
         if not self.conditional:
             raise UserError(
-                f"The generator cannot be asked for '{wanted}': it was trained without classes.",
+                f"The generator cannot be asked for '{defect_class}': it was trained without classes.",
                 "Train with generator.conditional = true and at least two defect classes.",
             )
-        return [self.classes.index(wanted)] * count
+        return [self.classes.index(defect_class)] * count
 
     def name(self, number: int) -> str:
         """Return the name of a class, `NG` where the generator does not tell classes apart."""
@@ -97,10 +97,10 @@ class TrainedGenerator:
         return torch.cat(latents)
 
     def batches(
-        self, count: int, *, seed: int = 0, wanted: str | None = None, truncation: float = 1.0, size: int = 32
+        self, count: int, *, seed: int = 0, defect_class: str | None = None, truncation: float = 1.0, size: int = 32
     ) -> Iterator[SyntheticBatch]:
         """Yield `count` images with their classes and seeds, seeds counting up from `seed`."""
-        numbers = self.class_numbers(count, wanted)
+        numbers = self.class_numbers(count, defect_class)
         for start in range(0, count, size):
             chunk = numbers[start : start + size]
             seeds = list(range(seed + start, seed + start + len(chunk)))

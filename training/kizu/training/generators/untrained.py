@@ -33,19 +33,19 @@ class UntrainedGenerator:
     counts: tuple[int, ...] = (1,)
     """Relative frequency of each class."""
 
-    def class_numbers(self, count: int, wanted: str | None = None) -> list[int]:
-        """Return the classes of `count` images: `wanted`, or in proportion to `counts`, evenly interleaved.
+    def class_numbers(self, count: int, defect_class: str | None = None) -> list[int]:
+        """Return the classes of `count` images: `defect_class`, or in proportion to `counts`, evenly interleaved.
 
         Raises:
             UserError: there is no such class.
         """
-        if wanted is None:
+        if defect_class is None:
             return interleaved(self.counts, count)
-        if wanted not in self.classes:
+        if defect_class not in self.classes:
             raise UserError(
-                f"The generator never saw the defect class '{wanted}'.", f"It knows: {', '.join(self.classes)}."
+                f"The generator never saw the defect class '{defect_class}'.", f"It knows: {', '.join(self.classes)}."
             )
-        return [self.classes.index(wanted)] * count
+        return [self.classes.index(defect_class)] * count
 
     def name(self, number: int) -> str:
         """Return the name of a class; `NG` where samples are of no class in particular."""
@@ -61,7 +61,7 @@ class UntrainedGenerator:
         return self.sampler.sample(np.random.default_rng((seed, number)), self.name(number))
 
     def batches(
-        self, count: int, *, seed: int = 0, wanted: str | None = None, truncation: float = 1.0, size: int = 32
+        self, count: int, *, seed: int = 0, defect_class: str | None = None, truncation: float = 1.0, size: int = 32
     ) -> Iterator[SyntheticBatch]:
         """Yield `count` images, seeds counting up from `seed`."""
-        return batches(self, count, seed=seed, wanted=wanted, truncation=truncation, size=size)
+        return batches(self, count, seed=seed, defect_class=defect_class, truncation=truncation, size=size)

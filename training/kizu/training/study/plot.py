@@ -81,7 +81,7 @@ def _strip(arms: Sequence[ArmSummary], bottom: int) -> list[str]:
     for found, anchor in zip(
         sorted(levels, key=lambda level: level.measures[AIM].mean), ("end", "start"), strict=False
     ):
-        [x] = axis.places([100 * found.measures[AIM].mean])
+        [x] = axis.positions([100 * found.measures[AIM].mean])
         line = f'stroke="{_REAL_COLOUR}" stroke-dasharray="3 3" stroke-opacity=".7"'
         body.append(f'<path d="M{x:.1f},{_TOP - 8}V{bottom}" {line}/>')
         label = escape(found.arm.label)
@@ -94,14 +94,14 @@ def _strip(arms: Sequence[ArmSummary], bottom: int) -> list[str]:
 
 def _row(found: ArmSummary, axis: Axis, y: float) -> list[str]:
     label, measure, kind = found.arm.label, found.measures[AIM], Kind.of(found.arm.source)
-    [mean] = axis.places([100 * measure.mean])
+    [mean] = axis.positions([100 * measure.mean])
     body = [
         f'<text x="{_LABELS - 12}" y="{y + 4:.1f}" text-anchor="end" fill="{_INK}">{escape(_fitted(label))}'
         f"<title>{escape(label)}</title></text>",
         f'<path d="M{mean:.1f},{y - 9:.1f}v18" stroke="{kind.colour}" stroke-width="2.5"/>',
         f'<text x="{_LABELS + _STRIP + 10}" y="{y + 4:.1f}">{percent(measure.mean)}</text>',
     ]
-    positions = axis.places([100 * value for value in measure.values])
+    positions = axis.positions([100 * value for value in measure.values])
     for seed, value, x in zip(found.seeds, measure.values, positions, strict=True):
         title = f"{label}, seed {seed}: {percent(value)}"
         body.append(f"{_dot(kind, float(x), y)}<title>{escape(title)}</title></path>")

@@ -16,7 +16,7 @@ from kizu.training.data.manifest import NG, OK, UNLABELLED, Manifest, Row
 LABELS_FILE = "labels.csv"
 DEFECT = "defective"
 # As unpacked, its parent, and the layout of the upstream repository.
-_PLACES = (".", "data", "src/elpv_dataset/data", "elpv_dataset/data")
+_LAYOUTS = (".", "data", "src/elpv_dataset/data", "elpv_dataset/data")
 
 
 def import_elpv(source: Path, destination: Path, *, journal: Journal | None = None) -> Manifest:
@@ -30,7 +30,7 @@ def import_elpv(source: Path, destination: Path, *, journal: Journal | None = No
     """
     journal = journal or Journal()
     source = open_source(source)
-    folder = next((source / place for place in _PLACES if (source / place / LABELS_FILE).is_file()), None)
+    folder = next((source / layout for layout in _LAYOUTS if (source / layout / LABELS_FILE).is_file()), None)
     if folder is None:
         raise UserError(
             f"{source / LABELS_FILE}: no such file", "Give the folder that holds ELPV's labels.csv and images/."
