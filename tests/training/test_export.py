@@ -1,9 +1,12 @@
 """The exported graph against torch, for every detector and geometry."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
+import kizu.models
 from kizu.models.bundle import InputGeometry, Session
 from kizu.models.inspector import Inspector
 from kizu.models.operating_point import choose_operating_point
@@ -61,6 +64,15 @@ def test_the_graph_is_one_file_with_standard_operators_and_named_free_axes(make_
     assert [output.name for output in model.graph.output] == ["score", "heatmap"]
     assert not model.functions
     onnx.checker.check_model(model, full_check=True)
+
+
+def test_the_graph_tells_nothing_of_the_machine_that_exported_it(make_inspector):
+    content = export_onnx(make_inspector("memory", GEOMETRIES["tiles"]))
+    assert str(Path(kizu.models.__path__[0])).encode() not in content
+    assert b"site-packages" not in content
+    assert b"Traceback" not in content
+    assert b'.py"' not in content
+    assert export_onnx(make_inspector("memory", GEOMETRIES["tiles"])) == content
 
 
 def scorer(offset):

@@ -2,6 +2,7 @@
 
 Notable here:
 - The whole inspector is traced, preprocessing and tiling included, with every size free.
+- The same detector gives the same file on every machine: nothing of the exporting machine is in it.
 - Parity is checked on real calibration images through the real decoder, down to the verdicts; a bundle that fails it is
   never written.
 """
@@ -66,6 +67,7 @@ def export_onnx(inspector: Inspector) -> bytes:
         if program is None:
             raise RuntimeError("the ONNX exporter returned nothing")
         _name_axes(program.model, geometry)
+        _remove_traces(program.model)
         program.save(path, external_data=False)
         return path.read_bytes()
 
@@ -140,6 +142,17 @@ def _name_axes(model: onnx_ir.Model, geometry: InputGeometry) -> None:
     axes: dict[str, list[str | int]] = {"image": ["N", "H", "W", "C"], "score": ["N"], "heatmap": heatmap}
     for value in [*model.graph.inputs, *model.graph.outputs]:
         value.shape = onnx_ir.Shape(axes[str(value.name)])
+
+
+def _remove_traces(model: onnx_ir.Model) -> None:
+    """Remove the exporter's stack traces: source lines and paths of the machine that trained, in every node."""
+    graph = model.graph
+    nodes = list(onnx_ir.traversal.RecursiveGraphIterator(graph))
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in nodes for value in node.outputs)]
+    for metadata in (*(node.metadata_props for node in nodes), *(value.metadata_props for value in values)):
+        metadata.clear()
+    graph.metadata_props.clear()
+    model.metadata_props.clear()
 
 
 @contextlib.contextmanager
