@@ -445,3 +445,22 @@ def test_under_autocast_demodulation_is_not_rounded_to_16_bits(monkeypatch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer(torch.randn(2, 6, 4, 4), torch.randn(2, 8))
     assert kept == [torch.float32]
+
+
+def test_under_autocast_styles_and_rgb_outputs_are_computed_in_fp32():
+    network: Any = Generator(tiny(32, 32, 3)).synthesis
+    styles, outputs = [], []
+    for layer in [*network.convs, *network.to_image]:
+        layer.style.register_forward_hook(lambda layer, inputs, made: styles.append((layer, inputs, made)))
+    for layer in network.to_image:
+        layer.register_forward_hook(lambda layer, inputs, made: outputs.append((layer, inputs, made)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network(torch.randn(4, network.config.layers, 16), "none")
+    assert len(styles) == len(network.convs) + len(outputs)
+    for layer, (w,), made in list(styles):
+        assert made.dtype == torch.float32
+        torch.testing.assert_close(made, F.linear(w, layer.weight * layer.gain, layer.bias))
+    for layer, (x, w), made in list(outputs):
+        assert x.dtype == torch.bfloat16, "the test did not run in bf16 at all"
+        assert made.dtype == torch.float32
+        torch.testing.assert_close(made, layer(x.float(), w))

@@ -8,8 +8,8 @@ Notable here:
   weight serves the batch; the paper's per-image weights would need a grouped convolution.
 - Any size from 16 px, any aspect, any number of channels: the constant that everything grows from has the aspect, and
   what is over at the bottom and right is cropped from fakes and padded to real images.
-- Demodulation, minibatch statistics, the discriminator's last layers and the sum of the RGB outputs stay in fp32 under
-  autocast.
+- Styles, demodulation, RGB outputs and their sum, minibatch statistics and the discriminator's last layers stay in fp32
+  under autocast: small products, whose rounding every pixel would show.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ class ModulatedConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Noise = "random") -> Tensor:
         """[N, inputs, h, w], w [N, latent] → [N, outputs, h, w], or twice the size."""
-        s = self.style(w.to(x.dtype)).float()
         with torch.autocast(x.device.type, enabled=False):
+            s = self.style(w.float())
             d = (s.square() @ self.weight.square().sum((2, 3)).T + 1e-8).rsqrt()
         y = x * s[:, :, None, None].to(x.dtype)
         if self.up:
@@ -197,10 +197,11 @@ class ToImage(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """[N, inputs, h, w], w [N, latent] → [N, C, h, w] in fp32."""
-        s = self.style(w.to(x.dtype)).to(x.dtype) * self.gain
-        # A matrix for each image: the modulated x, as large as x, need not be written down.
-        y = x.permute(0, 2, 3, 1).flatten(1, 2) @ (self.weight[:, :, 0, 0] * s[:, None]).transpose(1, 2)
-        y = (y.float() + self.bias).view(len(x), *x.shape[2:], -1)
+        with torch.autocast(x.device.type, enabled=False):
+            s = self.style(w.float()) * self.gain
+            # A matrix for each image: the modulated x, as large as x, need not be written down.
+            y = x.float().permute(0, 2, 3, 1).flatten(1, 2) @ (self.weight[:, :, 0, 0] * s[:, None]).transpose(1, 2)
+        y = (y + self.bias).view(len(x), *x.shape[2:], -1)
         result: Tensor = y.permute(0, 3, 1, 2)
         return result
 

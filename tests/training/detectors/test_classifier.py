@@ -170,6 +170,25 @@ def test_partial_auc_ranks_the_lowest_ng_against_every_ok():
     assert partial_auc(s, torch.zeros(5), w, 0.5).item() == 0
 
 
+@pytest.mark.parametrize("share", [0.1, 1 / 3, 0.5, 1.0])
+def test_partial_auc_is_the_mean_over_the_pairs_picked_by_topk(share):
+    generator = torch.Generator().manual_seed(0)
+    for ng in range(13):
+        s = torch.randn(12, generator=generator, requires_grad=True)
+        y = (torch.randperm(12, generator=generator) < ng).float()
+        w = torch.rand(12, generator=generator)
+        expected = s.sum() * 0
+        if 0 < ng < 12:
+            lowest = s[y == 1].topk(max(1, math.ceil(share * ng - 1e-9)), largest=False)
+            of_pairs = w[y == 1][lowest.indices][:, None] * w[y == 0][None]
+            pairs = F.softplus(s[y == 0][None] - lowest.values[:, None])
+            expected = (pairs * of_pairs).sum() / of_pairs.sum()
+        loss = partial_auc(s, y, w, share)
+        torch.testing.assert_close(loss, expected)
+        for mine, other in zip(torch.autograd.grad(loss, s), torch.autograd.grad(expected, s), strict=True):
+            torch.testing.assert_close(mine, other)
+
+
 def test_neyman_pearson_lowers_false_calls_once_the_bound_on_misses_is_kept():
     y, w = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.ones(4)
     for s, violated in ((torch.tensor([0.1, -0.4, 0.3, -1.0]), True), (torch.tensor([6.0, 7.0, 0.3, -1.0]), False)):

@@ -216,6 +216,14 @@ def test_the_generator_matches_unlabelled_images_or_else_the_cameras():
         torch.testing.assert_close(loss, (real - method.discriminator.penultimate(fakes).mean(0)).square().sum())
 
 
+def test_images_may_vary_in_size_in_either_turn():
+    method = method_of()
+    method.augment = AugmentSection(scale=0.1)
+    batch = batch_of([0, 1, 0, 1], [0, 1, 0, 2])
+    for losses in (method._d_losses(batch), method._g_losses(batch)):
+        assert torch.isfinite(losses["total"])
+
+
 def test_defect_classes_become_logits_unless_one_will_do():
     assert method_of(defects=("a", "b", "c")).config.real_classes == 4
     assert method_of(defects=("a", "b", "c"), classes="binary").config.real_classes == 2

@@ -135,6 +135,21 @@ def test_a_generator_of_boards_is_trained_measured_and_written(crops, tmp_path):
     assert (walk[0].int() - walk[1].int()).abs().float().mean() <= (walk[0].int() - walk[4].int()).abs().float().mean()
 
 
+def test_the_features_of_real_images_are_computed_once(crops, tmp_path):
+    made = job(crops, tmp_path, measurements=3)
+    seen = []
+
+    class Counting(Pooled):
+        def __call__(self, images):
+            seen.append(len(images))
+            return super().__call__(images)
+
+    made.extractor = Counting()
+    made.train()
+    assert len(read_metrics(tmp_path)) == 3
+    assert seen == [len(crops), 200, 200, 200]
+
+
 def test_measuring_leaves_no_trace_in_the_weights(crops, tmp_path, monkeypatch):
     true = features.train_extractor
     monkeypatch.setattr(generator_job, "train_extractor", lambda images, seed: true(images, seed=seed, steps=2))

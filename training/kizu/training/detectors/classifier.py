@@ -101,12 +101,13 @@ def partial_auc(logits: Tensor, labels: Tensor, weights: Tensor, share: float) -
     The area over FNR ≤ `share` counts just these pairs (Narasimhan & Agarwal, "A structural SVM based approach for
     optimizing partial AUC", 2013, with the classes' roles exchanged), here with a logistic surrogate of a pair's order.
     """
-    ng, ok = labels > 0.5, labels <= 0.5
-    if not ng.any() or not ok.any():
-        return logits.sum() * 0
-    lowest = logits[ng].topk(max(1, math.ceil(share * int(ng.sum()) - 1e-9)), largest=False)
-    pairs = F.softplus(logits[ok][None] - lowest.values[:, None])
-    return weighted_mean(pairs, weights[ng][lowest.indices][:, None] * weights[ok][None])
+    # In float64: a third of 3 NG is one of them, not two. Of equal logits any may be taken.
+    ng, ok = (labels > 0.5).double(), (labels <= 0.5).to(weights.dtype)
+    count = (share * ng.sum() - 1e-9).ceil().clamp(min=1)
+    rank = logits.masked_fill(ng == 0, torch.inf).argsort(stable=True).argsort()
+    lowest = ((rank < count) & (ng > 0)).to(weights.dtype)
+    pairs = F.softplus(logits[None] - logits[:, None])
+    return weighted_mean(pairs, (weights * lowest)[:, None] * (weights * ok)[None])
 
 
 def neyman_pearson(logits: Tensor, labels: Tensor, weights: Tensor, bound: float, multiplier: float) -> Tensor:

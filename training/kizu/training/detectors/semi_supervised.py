@@ -211,7 +211,8 @@ class SemiSupervisedMethod:
         with torch.no_grad():
             fakes = self._generate(max(2, count // 2), batch.images.device)
         masks = F.pad(truth.masks.float() / 255, (0, 0, 0, 0, 0, 0, 0, len(fakes)))
-        images, moved = self._altered(torch.cat([batch.images, fakes.float()]), masks)
+        images, moved = augmented(torch.cat([batch.images, fakes.float()]), masks, self.augment or AugmentSection())
+        assert moved is not None
         logit_map = self.discriminator.logits(images).float()
         logits = self.discriminator.pooled(logit_map)
         self._last_scores = ng_log_odds(logits.detach())
@@ -240,9 +241,9 @@ class SemiSupervisedMethod:
         truth = _truth(batch)
         fakes = self._generate(len(batch.images), batch.images.device).float()
         with _scoring(self.discriminator):
-            generated = self.discriminator.penultimate(self._altered(fakes, truth.masks)[0]).float()
+            generated = self.discriminator.penultimate(self._altered(fakes)).float()
             with torch.no_grad():
-                features = self.discriminator.penultimate(self._altered(batch.images, truth.masks)[0]).float()
+                features = self.discriminator.penultimate(self._altered(batch.images)).float()
         unlabelled = (batch.labels == UNKNOWN).float()
         # The data as it comes, without the NG's larger share, wherever there is some.
         weights = torch.where(unlabelled.sum() > 0, unlabelled, (~truth.synthetic).float())
@@ -260,9 +261,8 @@ class SemiSupervisedMethod:
         result: Tensor = self.generator(torch.randn(count, self.config.latent, device=device))
         return result
 
-    def _altered(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        altered, moved = augmented(images, masks, self.augment or AugmentSection())
-        return altered, cast(Tensor, moved)
+    def _altered(self, images: Tensor) -> Tensor:
+        return augmented(images, None, self.augment or AugmentSection())[0]
 
     def _ramp(self) -> float:
         done = 1.0 if self._optimizer is None else self._optimizer.done

@@ -117,6 +117,50 @@ class SynthesisMetrics:
         }
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Features of what generated images are compared with, computed once for any number of comparisons."""
+
+    extractor: FeatureExtractor
+    real: Floats
+    """[M, d], M ≥ 2."""
+    train: Floats | None
+    """[L, d] of the images that the generator was trained on; None: nothing is said of copies."""
+    floor: Estimate | None
+    """`real_floor` of `real`; None with fewer than four."""
+    seed: int
+
+    @classmethod
+    def of(cls, real: Tensor, extractor: FeatureExtractor, *, train: Tensor | None = None, seed: int = 0) -> Reference:
+        """Extract features; arguments as of `compare_images`."""
+        of_real = _features(extractor(real))
+        of_train = None
+        if train is not None and len(train) > 1:
+            of_train = of_real if train is real else _features(extractor(train))
+        floor = real_floor(of_real, seed=seed) if len(of_real) >= 4 else None
+        return cls(extractor, of_real, of_train, floor, seed)
+
+    def compare(self, fake: Tensor) -> SynthesisMetrics:
+        """All figures of `fake`, uint8 [N, C, H, W], N ≥ 2."""
+        of_fake = _features(self.extractor(fake))
+        distance = fid(self.real, of_fake)
+        precision, recall = precision_recall(self.real, of_fake)
+        is_inception = self.extractor.is_inception
+        return SynthesisMetrics(
+            extractor=self.extractor.name,
+            n_real=len(self.real),
+            n_fake=len(of_fake),
+            kid=kid(self.real, of_fake, seed=self.seed),
+            floor=self.floor,
+            fid=distance if is_inception else None,
+            frechet=None if is_inception else distance,
+            frechet_biased=min(len(self.real), len(of_fake)) < UNBIASED_FRECHET,
+            precision=precision,
+            recall=recall,
+            nearest=None if self.train is None else nearest_training_distance(self.train, of_fake),
+        )
+
+
 def compare_images(
     real: Tensor, fake: Tensor, extractor: FeatureExtractor, *, train: Tensor | None = None, seed: int = 0
 ) -> SynthesisMetrics:
@@ -130,25 +174,7 @@ def compare_images(
             nothing is said of copies.
         seed: of the bootstrap and of the halvings.
     """
-    of_real, of_fake = _features(extractor(real)), _features(extractor(fake))
-    nearest = None
-    if train is not None and len(train) > 1:
-        nearest = nearest_training_distance(of_real if train is real else extractor(train), of_fake)
-    distance = fid(of_real, of_fake)
-    precision, recall = precision_recall(of_real, of_fake)
-    return SynthesisMetrics(
-        extractor=extractor.name,
-        n_real=len(of_real),
-        n_fake=len(of_fake),
-        kid=kid(of_real, of_fake, seed=seed),
-        floor=real_floor(of_real, seed=seed) if len(of_real) >= 4 else None,
-        fid=distance if extractor.is_inception else None,
-        frechet=None if extractor.is_inception else distance,
-        frechet_biased=min(len(of_real), len(of_fake)) < UNBIASED_FRECHET,
-        precision=precision,
-        recall=recall,
-        nearest=nearest,
-    )
+    return Reference.of(real, extractor, train=train, seed=seed).compare(fake)
 
 
 def kid(real: ArrayLike | Tensor, fake: ArrayLike | Tensor, *, seed: int, confidence: float = 0.95) -> Estimate:

@@ -166,9 +166,16 @@ class StyleGAN2ADAMethod:
             reduce=reduce,
         )
         self.path_length = PathLength(reduce=reduce)
+        self._augment = AdaAugment(augmentations, shape.channels)
         centres = images.float() / 127.5 - 1 if images is not None and config.prior == "bourgain" else None
         self.prior: Prior = make_prior(cast(Any, config.prior), shape.latent, images=centres, seed=seed)
-        parts = {"G": self.generator, "D": self.discriminator, "ada": self.ada, "path_length": self.path_length}
+        parts = {
+            "G": self.generator,
+            "D": self.discriminator,
+            "ada": self.ada,
+            "path_length": self.path_length,
+            "augment": self._augment,  # its filters are constants: on the device, and in no checkpoint
+        }
         if isinstance(self.prior, nn.Module):
             parts["prior"] = self.prior
         self.networks = nn.ModuleDict(parts)
@@ -178,7 +185,6 @@ class StyleGAN2ADAMethod:
         self.labels, self.held_out = labels, held_out
         self.measure: Callable[[int], dict[str, float]] | None = None
         self.measurements = 0
-        self._augment = AdaAugment(augmentations, shape.channels)
         self._diffaugment = DiffAugment()
         self._consistency = Consistency(cast(Any, config.consistency))
         self._shift = DiffAugment(("translation",))

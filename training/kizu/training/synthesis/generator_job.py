@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from kizu.training.augment.ada import AugmentConfig
 from kizu.training.data.batches import Batch, Batches
 from kizu.training.data.crops import Crops
 from kizu.training.evaluation.features import FeatureExtractor, load_extractor, load_inception, train_extractor
-from kizu.training.evaluation.kid_fid import compare_images
+from kizu.training.evaluation.kid_fid import Reference
 from kizu.training.execution import Execution
 from kizu.training.generators import configure, own_options
 from kizu.training.generators.stylegan2_ada import StyleGAN2ADAConfig, StyleGAN2ADAMethod
@@ -218,14 +219,12 @@ class GeneratorJob:
 
     def _measure(self, method: StyleGAN2ADAMethod) -> Callable[[int], dict[str, float]]:
         """Return a function that appends a measurement to the metrics and gives the figures to log."""
-        extractor = self.feature_extractor()
-        reference = self.images.pixels if self.reference is None else self.reference
-        count = min(MOST_MEASURED, max(LEAST_MEASURED, len(reference)))
+        count = min(MOST_MEASURED, max(LEAST_MEASURED, len(self.measured_against.real)))
 
         def measure(step: int) -> dict[str, float]:
             generator = self._trained(method)
             fakes = torch.cat([batch.images for batch in generator.batches(count, truncation=1.0)])
-            found = compare_images(reference, fakes, extractor, train=self.images.pixels, seed=self.seed)
+            found = self.measured_against.compare(fakes)
             kimg = step * method.config.batch_size * method.config.critic_updates / 1000
             adapted = {"p": float(method.ada.p), "r": float(method.ada.r)}
             append_metrics(self.folder, {"step": step, "kimg": kimg, **adapted, **found.as_dict()})
@@ -233,22 +232,30 @@ class GeneratorJob:
 
         return measure
 
-    def feature_extractor(self) -> FeatureExtractor:
-        """Return the extractor of the features that are compared; it learns at the first call where it has to.
+    @cached_property
+    def measured_against(self) -> Reference:
+        """Features of the reference and of the training images, once per run.
 
         Raises:
             UserError: the file of Inception weights cannot be used.
         """
+        pixels = self.images.pixels
+        reference = pixels if self.reference is None else self.reference
+        return Reference.of(reference, self._feature_extractor(), train=pixels, seed=self.seed)
+
+    def _feature_extractor(self) -> FeatureExtractor:
+        """The extractor of the features that are compared, on the device; it learns first where it has to."""
+        device = self.execution.device
         if self.extractor is not None:
             return self.extractor
         if self.inception is not None:
-            return load_inception(self.inception)
+            return load_inception(self.inception).to(device)
         path = self.folder / EXTRACTOR_FILE
         if not path.exists():
             self.execution.log.say("learning features to measure with: no Inception weights are given")
             path.parent.mkdir(parents=True, exist_ok=True)
             train_extractor(self.images.pixels, seed=self.seed).save(path)
-        return load_extractor(path)
+        return load_extractor(path).to(device)
 
     def _trained(self, method: StyleGAN2ADAMethod) -> TrainedGenerator:
         images = self.images

@@ -89,8 +89,9 @@ def _neighbours(fakes: Tensor, job: GeneratorJob) -> Tensor | None:
     """Pair fakes with their nearest training image, the nearest pairs first; None where nothing was measured."""
     if not job.section.measurements:
         return None
-    extractor = job.feature_extractor()
-    found = nearest_training_distance(extractor(job.images.pixels), extractor(fakes))
+    reference = job.measured_against
+    assert reference.train is not None
+    found = nearest_training_distance(reference.train, reference.extractor(fakes))
     return nearest_pairs(fakes, job.images.pixels, found, NEIGHBOURS)
 
 
