@@ -29,6 +29,7 @@ def test_the_two_sided_interval_is_scipys_exact_one(total: int, confidence: floa
 )
 def test_one_sided_bounds_known_from_the_rule_of_three_and_its_kin(misses: int, total: int, bound: float) -> None:
     assert clopper_pearson_upper(misses, total) == pytest.approx(bound, rel=2e-3)
+    assert clopper_pearson_lower(total - misses, total) == pytest.approx(1 - bound, rel=2e-3)
 
 
 @given(counts, confidences)
@@ -69,8 +70,9 @@ def test_nothing_observed_leaves_everything_possible() -> None:
 
 @pytest.mark.parametrize(("count", "total", "confidence"), [(-1, 5, 0.95), (6, 5, 0.95), (1, 5, 0.0), (1, 5, 1.0)])
 def test_impossible_rates_are_refused(count: int, total: int, confidence: float) -> None:
-    with pytest.raises(ValueError, match=r"rate needs|confidence"):
-        Rate(count, total, confidence)
+    for made in (Rate, clopper_pearson_upper, clopper_pearson_lower):
+        with pytest.raises(ValueError, match=r"rate needs|confidence"):
+            made(count, total, confidence)
 
 
 def test_a_rate_is_written_with_its_interval_and_counts() -> None:

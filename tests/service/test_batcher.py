@@ -68,14 +68,24 @@ def test_a_batch_holds_one_shape() -> None:
         results = await asyncio.gather(*(batcher.score(image(i, side), soon()) for i, side in enumerate(sides)))
         assert [(result.score, len(result.heatmap)) for result in results] == list(enumerate(sides))
 
-    assert sorted(batch[:2] for batch in run(scenario, wait=0.05).batches) == [(1, 6), (2, 5), (3, 4)]
+    # Those that wait for the next batch keep their turn.
+    assert [batch[:2] for batch in run(scenario, wait=0.05).batches] == [(3, 4), (2, 5), (1, 6)]
 
 
-def test_a_batch_holds_so_many_pixels() -> None:
+@pytest.mark.parametrize(("pixels", "sizes"), [(250, [2, 2, 1]), (200, [2, 2, 1]), (199, [1] * 5), (1, [1] * 5)])
+def test_a_batch_holds_so_many_pixels(pixels: int, sizes: list[int]) -> None:
     async def scenario(batcher: Batcher, _: Model) -> None:
         await asyncio.gather(*(batcher.score(image(i, 10), soon()) for i in range(5)))
 
-    assert [batch[0] for batch in run(scenario, wait=0.05, max_pixels=250).batches] == [2, 2, 1]
+    assert [batch[0] for batch in run(scenario, wait=0.05, max_pixels=pixels).batches] == sizes
+
+
+def test_a_full_batch_waits_for_nobody() -> None:
+    async def scenario(batcher: Batcher, _: Model) -> None:
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(batcher.score(image(i), soon()) for i in range(4)))
+
+    assert [batch[0] for batch in run(scenario, wait=60.0, max_batch=4).batches] == [4]
 
 
 def test_one_alone_does_not_wait_long() -> None:
@@ -118,22 +128,38 @@ def test_a_full_queue_is_said_at_once_and_a_late_score_in_time() -> None:
     assert [batch[0] for batch in run(scenario, queue_size=3, wait=0.0).batches] == [1, 1]
 
 
-def test_closing_scores_what_waits() -> None:
+@pytest.mark.parametrize("value", [1, 13])  # scored, or failed on
+def test_a_request_that_ran_out_of_time_while_it_was_scored_harms_no_other(value: int) -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
+        model.go.clear()
+        with pytest.raises(DeadlineExceededError):
+            await batcher.score(image(value), time.monotonic() + 0.1)
+        model.go.set()
+        assert (await batcher.score(image(2), soon())).score == 2
+
+    run(scenario, wait=0.0)
+
+
+def test_closing_scores_what_waits_at_once_and_takes_no_more() -> None:
     async def scenario(batcher: Batcher, _: Model) -> None:
         waiting = [asyncio.create_task(batcher.score(image(i), soon())) for i in range(5)]
         await asyncio.sleep(0)
-        await batcher.close()
+        async with asyncio.timeout(5):
+            await batcher.close()
         assert [(await result).score for result in waiting] == list(range(5))
+        with pytest.raises(OverloadedError):
+            await batcher.score(image(5), time.monotonic() + 0.1)
 
-    run(scenario, wait=5.0)
+    run(scenario, wait=60.0)
 
 
-def test_buckets_are_powers_of_two() -> None:
+@pytest.mark.parametrize(("count", "max_batch", "size"), [(1, 16, 1), (4, 16, 4), (5, 16, 8), (9, 16, 16), (5, 6, 6)])
+def test_buckets_are_powers_of_two_up_to_the_largest_batch(count: int, max_batch: int, size: int) -> None:
     async def scenario(batcher: Batcher, _: Model) -> None:
-        results = await asyncio.gather(*(batcher.score(image(i), soon()) for i in range(5)))
-        assert [result.score for result in results] == list(range(5))
+        results = await asyncio.gather(*(batcher.score(image(i), soon()) for i in range(count)))
+        assert [result.score for result in results] == list(range(count))
 
-    assert run(scenario, wait=0.05, buckets=True).batches[0][0] == 8
+    assert [batch[0] for batch in run(scenario, wait=0.05, buckets=True, max_batch=max_batch).batches] == [size]
 
 
 def test_heat_that_is_no_number_is_left_out_of_its_range() -> None:

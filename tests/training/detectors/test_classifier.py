@@ -269,6 +269,44 @@ def test_a_schedule_moves_the_loss_by_the_weights_it_gives(boards):
     torch.testing.assert_close(loss, F.softplus(logits[batch.labels == 0]).mean())
 
 
+@pytest.mark.parametrize("kind", ["bce", "pauc", "neyman-pearson"])
+@pytest.mark.parametrize("dense_weight", [0.0, 0.7])
+def test_the_loss_is_of_pooled_logits_and_map_with_the_weights_of_synthetic_images(kind, dense_weight):
+    options = {"loss": kind, "dense_weight": dense_weight, "fnr": 0.4, "multiplier": 3.0, "label_smoothing": 0.2}
+    method = make(section_of(features=4, synthetic_schedule="rising", epochs=1, **options))
+    method.augment = AugmentSection(shift=0, brightness=0, contrast=0, noise=0)
+    optimizer = method.stages(32 * 4)[0].phases[0].optimizer  # 4 steps, of which one is done
+    optimizer.step()
+    images = torch.rand(8, 1, 32, 32) * 2 - 1
+    y = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])
+    synthetic = torch.tensor([False] * 5 + [True] * 3)
+    masks = torch.zeros(8, 1, 32, 32, dtype=torch.uint8)
+    masks[3, :, 8:16, 8:16] = masks[5, :, 16:24, :8] = 255
+    located = torch.tensor([True, True, True, True, False, True, False, False])
+    truth = Truth(masks, located, torch.tensor([1.0] * 5 + [2.0] * 3), y, synthetic)
+    losses = method._losses(LabelledBatch(images, y, truth))
+
+    weights = torch.tensor([1.0] * 5 + [2.0 * 0.25] * 3)  # a quarter of the way up
+    heat = method.classifier.logits(images)
+    s = method.classifier.pooled(heat)
+    targets = 0.1 + 0.8 * y
+    cross_entropy = targets * F.softplus(-s) + (1 - targets) * F.softplus(s)
+    expected = (cross_entropy * weights).sum() / weights.sum()
+    if kind == "pauc":
+        lowest = s[3:].argsort()[:2] + 3  # two fifths of five
+        pairs = F.softplus(s[:3, None] - s[lowest])
+        expected = expected + (pairs * weights[lowest]).sum() / (3 * weights[lowest].sum())
+    if kind == "neyman-pearson":
+        missed = (F.softplus(-s[3:]) * weights[3:]).sum() / weights[3:].sum() / math.log(2)
+        assert missed > 0.4
+        expected = F.softplus(s[:3]).mean() / math.log(2) + 3 * (missed - 0.4)
+    if dense_weight:
+        dense = dense_bce(heat, masks / 255, located, weights)
+        assert not torch.allclose(dense, dense_bce(heat, masks / 255, located, torch.ones(8)), rtol=1e-3)
+        expected = expected + 0.7 * dense
+    torch.testing.assert_close(losses["total"], expected)
+
+
 def log_loss(logits, labels):
     return np.mean(np.logaddexp(0, logits) - labels * logits)
 

@@ -15,7 +15,8 @@ from kizu.models.stylegan2 import PRESETS as STYLEGAN2
 from kizu.models.stylegan2 import StyleGAN2Config
 from kizu.training import checkpoint
 from kizu.training.augment.ada import AugmentConfig
-from kizu.training.data.batches import Batches
+from kizu.training.augment.classic import recorded
+from kizu.training.data.batches import Batch, Batches
 from kizu.training.data.labelled import UNKNOWN
 from kizu.training.data.loading import training_tensor
 from kizu.training.data.manifest import OK
@@ -28,7 +29,7 @@ from kizu.training.generators.trained import TrainedGenerator
 from kizu.training.loop import Interrupted, LoopSettings, TrainingLoop
 from kizu.training.pipeline import train
 from kizu.training.progress import RunLog
-from kizu.training.recipe import DetectorSection, GeneratorSection
+from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
 from kizu.training.training_set import TrainingSet
 
 GEOMETRY = InputGeometry(height=32, width=32, channels=1)
@@ -125,6 +126,20 @@ def test_the_loss_weighs_pasted_places_as_much_as_the_others():
     expected = (F.softplus(-z[0]) + F.softplus(z[1:]).mean()) / 2
     torch.testing.assert_close(balanced_bce(z, t), expected)
     torch.testing.assert_close(balanced_bce(z, torch.zeros(4)), F.softplus(z).mean() / 2)
+
+
+def test_the_encoder_is_asked_where_something_was_pasted_into_a_varied_recording():
+    method = method_of(section_of(filters=4))
+    images = torch.rand(6, 1, 32, 32) * 2 - 1
+    torch.manual_seed(5)
+    found = method._losses(Batch(images, torch.zeros(6, dtype=torch.int64)))["total"]
+    torch.manual_seed(5)
+    altered, masks = pasted(images)
+    logits = method.networks["head"](method.detector().patches(recorded(altered, AugmentSection())))
+    targets = F.max_pool2d(masks, 4)
+    assert logits.shape == targets.shape
+    expected = F.softplus(-logits[targets == 1]).mean() / 2 + F.softplus(logits[targets == 0]).mean() / 2
+    torch.testing.assert_close(found, expected)
 
 
 def test_only_images_known_to_be_ok_are_remembered(boards):

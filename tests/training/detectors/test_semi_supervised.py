@@ -15,6 +15,7 @@ from kizu.training.data.render import render_boards
 from kizu.training.data.splits import Splits
 from kizu.training.data.synthetic import SyntheticBatch, write_synthetic
 from kizu.training.detectors import create_detector
+from kizu.training.detectors.classifier import dense_bce
 from kizu.training.detectors.semi_supervised import (
     SemiSupervisedTraining,
     class_loss,
@@ -162,6 +163,31 @@ def test_what_is_learned_without_labels_is_ramped_up():
             losses["total"], supervised + 0.8 * risen * 0.5 * (losses["real"] + losses["generated"])
         )
         method._optimizer.step()
+
+
+@pytest.mark.parametrize("synthetic", ["generated", "ng"])
+def test_the_discriminators_loss_is_of_labelled_unlabelled_synthetic_and_drawn_images(synthetic):
+    labels, defects = [0, 1, 1, UNKNOWN], [0, 1, 2, UNSPECIFIED]
+    batch = batch_of(labels, defects, [False, True, False, False], [1, 0.5, 2, 1])  # the synthetic NG is located
+    method = method_of(synthetic=synthetic, unsupervised_weight=0.8, ramp=0.0, dense_weight=0.7, synthetic_share=0.2)
+    method.discriminator.eval()  # so that images do not meet in batch norm
+    torch.manual_seed(3)
+    total = method._d_losses(batch)["total"]
+    torch.manual_seed(3)
+    drawn = method.generator(torch.randn(2, 8))
+    heat = method.discriminator.logits(batch.images)
+    logits, fakes = method.discriminator.pooled(heat), method.discriminator.pooled(method.discriminator.logits(drawn))
+    ok, first, second = F.cross_entropy(logits[:3], torch.tensor([0, 1, 2]), reduction="none")
+    real = F.softplus(-torch.logsumexp(logits[[0, 2, 3]], 1)).mean()  # the camera's
+    generated = F.softplus(torch.logsumexp(fakes, 1)).mean()
+    if synthetic == "ng":
+        classes, weights = (ok + 0.5 * first + 2 * second) / 3.5, torch.tensor([1, 0.5, 2, 0])
+    else:
+        classes, weights = (ok + 2 * second) / 3, torch.tensor([1.0, 0, 2, 0])
+        generated = 0.8 * generated + 0.2 * F.softplus(torch.logsumexp(logits[1], 0))
+    odds = torch.logsumexp(heat[:, 1:], 1, keepdim=True) - heat[:, :1]
+    dense = dense_bce(odds, batch.truth.masks / 255, batch.truth.located, weights)
+    torch.testing.assert_close(total, classes + 0.8 * (real + generated) / 2 + 0.7 * dense)
 
 
 def test_an_unlabelled_image_teaches_that_it_is_real_and_nothing_else():

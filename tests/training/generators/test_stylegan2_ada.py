@@ -370,17 +370,6 @@ def test_every_option_trains(options, make_method, make_loop, tmp_path):
     assert not any(name.startswith(("ada", "path", "prior")) for name in different)
 
 
-def test_p_rises_on_a_discriminator_that_overfits_and_only_to_its_limit(make_method, make_loop, tmp_path):
-    method = make_method(steps=8, ada_target=-1.0, ada_kimg=0.05, ada_limit=0.5)
-    method._augment = lambda images, _p: images
-    log = Recording(lambda: method.ada.p.item())
-    make_loop(method, tmp_path, log).run()
-    # r is at least −1; by 4·4 / 50 after four steps, and no further than the limit
-    assert log.looks[2] == 0
-    assert log.looks[3] in (0, pytest.approx(0.32))
-    assert max(log.looks) <= 0.5
-
-
 def test_pictures_are_of_the_average_and_of_real_images(make_method):
     method = make_method(prior="bourgain")
     real = torch.rand(8, 1, 16, 16)
@@ -464,10 +453,15 @@ def test_orientations_do_not_leak_into_the_images_at_a_moderate_p(tmp_path):
         3.0,
         torch.zeros(256, dtype=torch.int64),
     )
+    judged = []
+    method.discriminator.register_forward_pre_hook(lambda _module, inputs: judged.append(inputs[0].detach()))
     settings = LoopSettings(checkpoint_seconds=1e9, control_every=50, sample_every=10**9)
     log = RunLog(None, quiet=True)
     TrainingLoop(method, Batches(pixels, 16, 0), tmp_path, identity="x", log=log, settings=settings).run()
     assert method.ada.p.item() == pytest.approx(0.4, abs=1e-3)
+    # There was something to leak: D saw as many as they are that are neither mirrored (p/2) nor turned (3p/4), or both
+    # mirrored and turned by two quarters (p/4).
+    assert share_on_the_left(torch.cat(judged[-200:])) == pytest.approx(0.8 * 0.7 + 0.2 * 0.1, abs=0.06)
     with torch.no_grad():
         images = method.average(torch.randn(400, 16))
     contrast = images[..., :4].mean() - images[..., -4:].mean()
