@@ -108,6 +108,11 @@ def check_keys(section: GeneratorSection) -> None:
         raise UserError(
             f"generator.filter: '{section.kind}' has no discriminator.", 'Choose the filter "classifier", or none.'
         )
+    if section.freeze_discriminator and section.start_from is None:
+        raise UserError(
+            "generator.freeze_discriminator keeps the weights that training starts from, and these are random.",
+            "Give generator.start_from a run to start from, or leave generator.freeze_discriminator out.",
+        )
     if section.filter == "none" and section.keep is not None:
         raise UserError(
             "generator.keep says what share a filter keeps, and there is none.",

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal, Self, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -44,6 +44,15 @@ CRITIC_PENALTY = 10.0
 """λ of Gulrajani et al. 2017, for the loss `wgan-gp`."""
 BOURGAIN_WEIGHT = 0.1
 """Weight of the distance term (Xiao et al. 2018)."""
+
+
+def _trains(prior: object) -> object:
+    if prior == "truncated":
+        raise ValueError(
+            'a generator trained on a truncated z never sees the rest of it; train with "normal" and truncate when '
+            "sampling, by generator.truncation below 1"
+        )
+    return prior
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -88,8 +97,8 @@ class StyleGAN2ADAConfig:
     """Spectral normalisation of D (Miyato et al. 2018)."""
     consistency: Literal["none", "cr", "bcr", "zcr", "icr"] = "none"
     """Or `cr`, `bcr`, `zcr`, `icr`."""
-    prior: Literal["normal", "truncated", "bourgain"] = "normal"
-    """Or `truncated`, `bourgain`."""
+    prior: Annotated[Literal["normal", "bourgain"], BeforeValidator(_trains)] = "normal"
+    """Or `bourgain`."""
     freeze: Annotated[int, Fixed()] = Field(default=0, ge=0)
     """Layers of D, from the image on, that do not train (Freeze-D, Mo et al. 2020)."""
     compile: bool = False
