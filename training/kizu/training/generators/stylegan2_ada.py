@@ -55,6 +55,16 @@ def _trains(prior: object) -> object:
     return prior
 
 
+DIFFAUGMENT = {
+    "brightness": "brightness",
+    "saturation": "saturation",
+    "contrast": "contrast",
+    "integer_translation": "translation",
+    "cutout": "cutout",
+}
+"""Switches of `AugmentConfig` → DiffAugment's transforms; it has none of the others."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class StyleGAN2ADAConfig:
     """Configuration of the training; whatever is None follows the image size and the batch, as in the paper's code."""
@@ -140,7 +150,7 @@ class StyleGAN2ADAMethod:
     Args:
         shape: of the networks.
         config: how they train.
-        augmentations: the transformations that ADA may apply.
+        augmentations: the transformations that ADA, or DiffAugment, may apply.
         kimg: thousands of real images shown to D.
         labels: class numbers of the training images, int64 [M]; fakes get classes as often as these have them.
         images: the training images, uint8 [M, C, H, W]; only the Bourgain prior looks at them.
@@ -188,7 +198,7 @@ class StyleGAN2ADAMethod:
         self.measure: Callable[[int], dict[str, float]] | None = None
         self.measurements = 0
         self._augment = AdaAugment(augmentations, shape.channels)
-        self._diffaugment = DiffAugment()
+        self._diffaugment = DiffAugment([name for key, name in DIFFAUGMENT.items() if getattr(augmentations, key)])
         self._consistency = Consistency(cast(Any, config.consistency))
         self._shift = DiffAugment(("translation",))
         loss = "wasserstein" if config.loss == "wgan-gp" else config.loss
