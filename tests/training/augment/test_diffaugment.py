@@ -5,6 +5,8 @@ import torch
 
 from kizu.training.augment.diffaugment import DiffAugment, brighten, change_contrast, saturate, shift
 
+COLOUR = ["brightness", "saturation", "contrast"]
+
 
 @pytest.fixture(autouse=True)
 def _seed():
@@ -42,12 +44,12 @@ def test_a_shift_moves_zeros_in(x, y):
 
 def test_color_stays_within_its_ranges():
     flat = torch.zeros(2000, 3, 2, 2)
-    result = DiffAugment(["color"])(flat)
+    result = DiffAugment(COLOUR)(flat)
     assert torch.allclose(result, result[:, :1, :1, :1].expand_as(result))  # no colour and no contrast to change
     assert result.abs().max() <= 0.5
     assert result.amax().item() == pytest.approx(0.5, abs=0.01)
     coloured = torch.tensor([0.5, 0.0, -0.5])[None, :, None, None].expand(2000, 3, 2, 2)
-    deviation = DiffAugment(["color"])(coloured)
+    deviation = DiffAugment(COLOUR)(coloured)
     strength = (deviation - deviation.mean(1, keepdim=True))[:, 0, 0, 0] / 0.5
     assert strength.min() >= 0
     assert strength.max() <= 3
@@ -72,8 +74,8 @@ def test_cutout_removes_a_rectangle_of_half_the_sides_that_may_cross_the_border(
 
 def test_the_policy_is_applied_in_its_order():
     images = torch.ones(64, 1, 8, 8)
-    assert (DiffAugment(["color", "cutout"])(images) == 0).flatten(1).any(1).all()
-    assert not (DiffAugment(["cutout", "color"])(images) == 0).flatten(1).any(1).all()
+    assert (DiffAugment([*COLOUR, "cutout"])(images) == 0).flatten(1).any(1).all()
+    assert not (DiffAugment(["cutout", *COLOUR])(images) == 0).flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("size", [(1, 8, 8), (3, 8, 12), (4, 13, 7)])

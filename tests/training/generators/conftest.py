@@ -24,14 +24,14 @@ def pictures():
 def make_method(pictures):
     """A method for 16-pixel images of two classes, or of none; options are those of `StyleGAN2ADAConfig`."""
 
-    def make(steps=8, classes=2, shape=None, held_out=None, **options):
+    def make(steps=8, classes=2, shape=None, held_out=None, augmentations=None, **options):
         torch.manual_seed(0)
         network = {"latent": 16, "mapping_layers": 2, "capacity": 128, "max_channels": 16} | (shape or {})
         config = StyleGAN2ADAConfig(**({"batch_size": 4, "r1_every": 4, "path_length_every": 2} | options))
         return StyleGAN2ADAMethod(
             StyleGAN2Config(16, 16, 1, classes, **network),
             config,
-            AugmentConfig(),
+            augmentations or AugmentConfig(),
             steps * config.batch_size * config.critic_updates / 1000,
             torch.arange(24) % max(1, classes),
             images=pictures,

@@ -5,8 +5,9 @@ Notable here:
   whose radius is nearly constant; a prior whose radius carries meaning would lose it. `BourgainPrior` therefore puts
   what it knows on a sphere of the radius that the division leaves alone.
 - For the same reason a truncated z does little to StyleGAN2, whose truncation is of w. Truncating z is for sampling
-  from a trained generator (Brock et al. 2019); a generator trained with it has never seen the rest, and its narrower
-  range is no finding about its diversity.
+  from a trained generator (Brock et al. 2019, section 3.1); a generator trained with it has never seen the rest, and
+  its narrower range is no finding about its diversity. Recipes that train with it are refused; `TruncatedPrior` stays
+  for generators that were trained so.
 - Random numbers are the device's; nothing here waits for it.
 """
 

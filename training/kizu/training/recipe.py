@@ -92,7 +92,7 @@ class GeneratorSection(_Section):
     augment: Literal["ada", "diffaugment", "none"] = "ada"
     """Augmentation that keeps the discriminator from memorising few images."""
     augmentations: dict[str, bool] = {}
-    """Single transformations of ADA, on or off: a flip or a change of brightness can make or hide a defect."""
+    """Single transformations, on or off: a flip or a change of brightness can make or hide a defect."""
     start_from: str | None = None
     """A run whose generator's weights to start from (transfer learning)."""
     start_partly: bool = False

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from kizu.training.augment.corruption import cut_out
 
-POLICIES = ("color", "translation", "cutout")
+TRANSFORMS = ("brightness", "saturation", "contrast", "translation", "cutout")
+"""In their order; the paper calls the first three `color`."""
 
 
 def brighten(images: Tensor, amount: Tensor) -> Tensor:
@@ -47,15 +48,15 @@ class DiffAugment(nn.Module):
     """Applies to every image, in this order and each drawn anew, what `policy` names.
 
     Args:
-        policy: of "color" (brightness ±0.5, saturation ×0–2, contrast ×0.5–1.5, for images in [−1, 1]),
+        policy: of "brightness" (±0.5), "saturation" (×0–2) and "contrast" (×0.5–1.5), for images in [−1, 1],
             "translation" (by up to 1/8 of each side, in whole pixels) and "cutout" (a rectangle of half the sides).
     """
 
-    def __init__(self, policy: Sequence[str] = POLICIES):
+    def __init__(self, policy: Sequence[str] = TRANSFORMS):
         super().__init__()
-        unknown = sorted(set(policy) - set(POLICIES))
+        unknown = sorted(set(policy) - set(TRANSFORMS))
         if unknown:
-            raise ValueError(f"unknown policy {', '.join(unknown)}; there are {', '.join(POLICIES)}")
+            raise ValueError(f"unknown transform {', '.join(unknown)}; there are {', '.join(TRANSFORMS)}")
         self.policy = tuple(policy)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -66,9 +67,13 @@ class DiffAugment(nn.Module):
                 images = getattr(self, f"_{name}")(images)
             return images
 
-    def _color(self, images: Tensor) -> Tensor:
-        images = brighten(images, _uniform(images) - 0.5)
-        images = saturate(images, _uniform(images) * 2)
+    def _brightness(self, images: Tensor) -> Tensor:
+        return brighten(images, _uniform(images) - 0.5)
+
+    def _saturation(self, images: Tensor) -> Tensor:
+        return saturate(images, _uniform(images) * 2)
+
+    def _contrast(self, images: Tensor) -> Tensor:
         return change_contrast(images, _uniform(images) + 0.5)
 
     def _translation(self, images: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from kizu.training.generators.perlin import Perlin, PerlinConfig
 from kizu.training.generators.placing import PlacingConfig
 from kizu.training.generators.poisson import Poisson, PoissonConfig
 from kizu.training.generators.sampling import Sampler
+from kizu.training.generators.stylegan2_ada import DIFFAUGMENT, StyleGAN2ADAConfig
 from kizu.training.generators.stylegan2_ada import PRESETS as TRAINING_PRESETS
-from kizu.training.generators.stylegan2_ada import StyleGAN2ADAConfig
 from kizu.training.generators.views import Materials
 from kizu.training.options import Options, option_names, preset
 from kizu.training.recipe import GeneratorSection
@@ -79,9 +79,26 @@ def configure(
         augment=section.augment,
         freeze=section.freeze_discriminator,
     )
-    switches = Options("generator.augmentations", section.augmentations)
+    return shape, config, _augmentations(section)
+
+
+def _augmentations(section: GeneratorSection) -> AugmentConfig:
+    """Return the transformations that may happen; other kinds of augmentation than ADA know only some, or none.
+
+    Raises:
+        UserError: an unknown one, or one that is switched on and that this kind of augmentation has not.
+    """
+    known = {"ada": option_names(AugmentConfig), "diffaugment": list(DIFFAUGMENT), "none": []}[section.augment]
+    values = {} if section.augment == "ada" else {name: name in known for name in option_names(AugmentConfig)}
+    switches = Options("generator.augmentations", section.augmentations, values)
     switches.check(AugmentConfig)
-    return shape, config, switches.make(AugmentConfig)
+    for name, on in section.augmentations.items():
+        if on and name not in known:
+            raise UserError(
+                f'generator.augmentations.{name}: augment = "{section.augment}" has no such transformation.',
+                f'It has {", ".join(known) or "none"}; leave {name} out, or choose augment = "ada".',
+            )
+    return switches.make(AugmentConfig)
 
 
 def option_configs(kind: str, *, placed: bool = False) -> tuple[type, ...]:
@@ -107,6 +124,11 @@ def check_keys(section: GeneratorSection) -> None:
     if section.kind != GAN and section.filter == "discriminator":
         raise UserError(
             f"generator.filter: '{section.kind}' has no discriminator.", 'Choose the filter "classifier", or none.'
+        )
+    if section.freeze_discriminator and section.start_from is None:
+        raise UserError(
+            "generator.freeze_discriminator keeps the weights that training starts from, and these are random.",
+            "Give generator.start_from a run to start from, or leave generator.freeze_discriminator out.",
         )
     if section.filter == "none" and section.keep is not None:
         raise UserError(

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal, Self, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -44,6 +44,25 @@ CRITIC_PENALTY = 10.0
 """λ of Gulrajani et al. 2017, for the loss `wgan-gp`."""
 BOURGAIN_WEIGHT = 0.1
 """Weight of the distance term (Xiao et al. 2018)."""
+
+
+def _trains(prior: object) -> object:
+    if prior == "truncated":
+        raise ValueError(
+            'a generator trained on a truncated z never sees the rest of it; train with "normal" and truncate when '
+            "sampling, by generator.truncation below 1"
+        )
+    return prior
+
+
+DIFFAUGMENT = {
+    "brightness": "brightness",
+    "saturation": "saturation",
+    "contrast": "contrast",
+    "integer_translation": "translation",
+    "cutout": "cutout",
+}
+"""Switches of `AugmentConfig` → DiffAugment's transforms; it has none of the others."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -88,8 +107,8 @@ class StyleGAN2ADAConfig:
     """Spectral normalisation of D (Miyato et al. 2018)."""
     consistency: Literal["none", "cr", "bcr", "zcr", "icr"] = "none"
     """Or `cr`, `bcr`, `zcr`, `icr`."""
-    prior: Literal["normal", "truncated", "bourgain"] = "normal"
-    """Or `truncated`, `bourgain`."""
+    prior: Annotated[Literal["normal", "bourgain"], BeforeValidator(_trains)] = "normal"
+    """Or `bourgain`."""
     freeze: Annotated[int, Fixed()] = Field(default=0, ge=0)
     """Layers of D, from the image on, that do not train (Freeze-D, Mo et al. 2020)."""
     compile: bool = False
@@ -131,7 +150,7 @@ class StyleGAN2ADAMethod:
     Args:
         shape: of the networks.
         config: how they train.
-        augmentations: the transformations that ADA may apply.
+        augmentations: the transformations that ADA, or DiffAugment, may apply.
         kimg: thousands of real images shown to D.
         labels: class numbers of the training images, int64 [M]; fakes get classes as often as these have them.
         images: the training images, uint8 [M, C, H, W]; only the Bourgain prior looks at them.
@@ -185,7 +204,7 @@ class StyleGAN2ADAMethod:
         self.labels, self.held_out = labels, held_out
         self.measure: Callable[[int], dict[str, float]] | None = None
         self.measurements = 0
-        self._diffaugment = DiffAugment()
+        self._diffaugment = DiffAugment([name for key, name in DIFFAUGMENT.items() if getattr(augmentations, key)])
         self._consistency = Consistency(cast(Any, config.consistency))
         self._shift = DiffAugment(("translation",))
         loss = "wasserstein" if config.loss == "wgan-gp" else config.loss

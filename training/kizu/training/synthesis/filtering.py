@@ -4,13 +4,13 @@ Notable here:
 - The shares of the defect classes stay what they were: each class is filtered by itself.
 - Two passes: all are sampled and rated, then the kept ones are sampled again, so that memory does not grow with their
   number.
-- The discriminator rates each image by itself, without the others of its batch.
+- The discriminator rates each image by itself: in place of the spread of a group, which it saw beside each image in
+  training and which one image does not have, it gets the mean spread of groups that the generator makes.
 - The classifier learns from the train split's real views alone; calibration and test take no part.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
@@ -44,6 +44,9 @@ STEPS = 300
 """Training steps of the quick classifier."""
 BATCH = 32
 CHUNK = 32
+
+SPREAD_SEED = 1 << 30
+"""First seed of the images that D's minibatch statistic is measured on; far from those that a run draws."""
 
 Rating = Callable[[SyntheticBatch, list[int]], Tensor]
 """Images and their class numbers → float [N], higher is better."""
@@ -110,8 +113,7 @@ def discriminator_rating(generator: TrainedGenerator, section: GeneratorSection,
         raise UserError(f"{folder} holds no checkpoint, and so no discriminator.", remedy)
     shape = generator.shape
     _, config, _ = configure(section, (shape.height, shape.width), shape.channels, shape.classes)
-    # Each image is its own group: a rating must not depend on the images beside it.
-    network = Discriminator(dataclasses.replace(shape, group=1))
+    network = Discriminator(shape)
     if config.spectral_norm:
         spectral_normalised(network)
     weights = {k.removeprefix("D."): v for k, v in state["networks"].items() if k.startswith("D.")}
@@ -121,6 +123,8 @@ def discriminator_rating(generator: TrainedGenerator, section: GeneratorSection,
         raise UserError(f"{folder} holds another discriminator than this recipe's.", remedy) from error
     device = next(generator.network.parameters()).device
     network.to(device).eval().requires_grad_(False)
+    spread = training_spread(network, generator, min(shape.group, config.batch_size))
+    network.head.statistic = ConstantSpread(spread)
 
     @torch.no_grad()
     def rate(batch: SyntheticBatch, numbers: list[int]) -> Tensor:
@@ -128,6 +132,37 @@ def discriminator_rating(generator: TrainedGenerator, section: GeneratorSection,
         return cast(Tensor, network(to_unit(batch.images.to(device)), classes))
 
     return rate
+
+
+class ConstantSpread(nn.Module):
+    """Appends one channel of a constant where training appended the spread of a group, as `MinibatchStd` does."""
+
+    def __init__(self, spread: float):
+        super().__init__()
+        self.spread = spread
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] → [N, C + 1, h, w]."""
+        return torch.cat([x, torch.full_like(x[:, :1], self.spread)], 1)
+
+
+@torch.no_grad()
+def training_spread(network: Discriminator, generator: TrainedGenerator, group: int, groups: int = 16) -> float:
+    """Return the mean of D's minibatch statistic over `groups` groups of `group` generated images.
+
+    Images are whole, without truncation and of classes as often as in training, each group of random ones; they are
+    those of fixed seeds, so that a rating stays a function of the image.
+    """
+    numbers = torch.tensor(generator.class_numbers(group * groups))
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))
+    device = next(network.parameters()).device
+    found = []
+    for index, chunk in enumerate(numbers[order].split(group)):
+        first = SPREAD_SEED + index * group
+        images = generator.images(range(first, first + group), chunk.tolist())
+        features = network.features(to_unit(images.to(device)))[-1]
+        found.append(network.head.statistic(features.float())[0, -1, 0, 0])
+    return float(torch.stack(found).mean())
 
 
 def classifier_rating(
