@@ -273,6 +273,7 @@ def _calibrate(
         review_band=run.recipe.review_band,
         tolerance=VERDICT_MARGIN,
         ng_groups=[row.group for row in scored.rows if row.label == NG],
+        draw_key=run.fingerprint,
     )
     cold, hot = np.median([low for low, _ in extremes]), np.quantile([high for _, high in extremes], 0.95)
     return scored, operating_point, (float(cold), float(hot))
