@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.stats import binom, chisquare, norm
 
 from kizu.models.operating_point import (
     OperatingPoint,
     choose_operating_point,
+    draw_independent,
     required_ng,
     smallest_certifiable_fnr,
     umbrella_rank,
@@ -214,7 +216,123 @@ def test_the_statement_never_rounds_a_promise_up() -> None:
         assert printed >= 100 * smallest_certifiable_fnr(n, 0.95) - 1e-9
 
 
-def test_the_statement_speaks_of_groups() -> None:
-    text = choose(np.arange(60), [0.0], ng_groups=["lot-1"] * 60).statement()
-    assert "from only 1 group;" in text
-    assert "from only" not in choose(np.arange(60), [0.0], ng_groups=[str(i) for i in range(60)]).statement()
+def board_scores(rng: np.random.Generator, boards: int, of_each: int, correlation: float) -> NDArray[np.float64]:
+    """NG scores that are standard normal, and correlated within a board: shape [boards, of_each]."""
+    common = rng.normal(size=(boards, 1))
+    return math.sqrt(correlation) * common + math.sqrt(1 - correlation) * rng.normal(size=(boards, of_each))
+
+
+def chosen_by_board(scores: NDArray[np.float64], key: object, **options: object) -> OperatingPoint:
+    boards = [f"board-{number}" for number in range(len(scores)) for _ in range(scores.shape[1])]
+    return choose(scores.ravel(), [], ng_groups=boards, draw_key=f"{key}", **options)
+
+
+@pytest.mark.parametrize(("boards", "of_each"), [(3, 100), (10, 30), (59, 5), (100, 4)])
+def test_a_certificate_holds_on_new_boards_however_alike_the_parts_of_one_are(boards: int, of_each: int) -> None:
+    rng, runs, exceeded = np.random.default_rng(4), 400, 0
+    for run in range(runs):
+        point = chosen_by_board(board_scores(rng, boards, of_each, 0.5), run)
+        assert point.certified_fnr is not None
+        assert point.certified == (boards >= 59)
+        exceeded += norm.cdf(point.threshold) > point.certified_fnr
+    assert exceeded / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
+
+
+def test_parts_of_the_groups_that_were_seen_have_a_certificate_of_their_own() -> None:
+    rng, runs, exceeded = np.random.default_rng(5), 400, 0
+    for run in range(runs):
+        common = rng.normal(size=(4, 1))
+        scores = common + rng.normal(size=(4, 50))
+        point = chosen_by_board(scores, run, target_fnr=0.1)
+        assert point.groups_only_fnr == 0.1
+        exceeded += float(np.mean(norm.cdf(point.threshold - common))) > 0.1
+    assert exceeded / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
+
+
+def test_one_ng_of_each_group_counts_and_each_without_a_group() -> None:
+    scores = [5.0, 6.0, 7.0, 8.0, 1.0]
+    point = choose(scores, [0.0], ng_groups=["a", "a", "b", "", ""])
+    assert (point.n_ng, point.n_ng_groups, point.n_independent, point.independence) == (5, 2, 4, "groups")
+    assert point.certified_fnr == smallest_certifiable_fnr(4, 0.95)
+    assert point.groups_only_fnr == smallest_certifiable_fnr(5, 0.95)
+    assert point.threshold == 1.0
+    singles = choose(scores, [0.0], ng_groups=list("abcde"))
+    assert (singles.n_independent, singles.independence, singles.groups_only_fnr) == (5, "groups", None)
+    assert choose(scores, [0.0]).independence == "parts"
+    with pytest.raises(ValueError, match="shorter"):
+        choose(scores, [0.0], ng_groups=["a"])
+
+
+def test_the_draw_follows_from_the_data_alone() -> None:
+    rng = np.random.default_rng(0)
+    scores, groups = rng.normal(size=60).astype(np.float32), [f"g{i % 6}" for i in range(60)]
+    order = rng.permutation(60)
+    drawn = draw_independent(scores, groups, "data")
+    assert (draw_independent(scores[order], [groups[i] for i in order], "data") == drawn).all()
+    assert len({groups[int(np.flatnonzero(scores == score)[0])] for score in drawn}) == 6
+    assert {tuple(draw_independent(scores, groups, f"{key}")) for key in range(20)} != {tuple(drawn)}
+
+
+def test_every_ng_of_a_group_is_drawn_as_often() -> None:
+    counts = Counter(float(draw_independent([1, 2, 3, 4], ["a"] * 4, f"{key}")[0]) for key in range(4000))
+    assert sorted(counts) == [1, 2, 3, 4]
+    assert chisquare(list(counts.values())).pvalue > 1e-3
+
+
+def test_the_statement_speaks_of_new_parts_and_of_these_groups_apart() -> None:
+    rng = np.random.default_rng(1)
+    many = chosen_by_board(board_scores(rng, 60, 3, 0.5), "k")
+    assert many.for_new_parts
+    assert "Certified for new parts: with 95 % confidence the FNR is at most 5 %" in many.statement()
+    assert "one drawn from each group" in many.statement()
+    assert "For parts of these groups only, in the mixture seen here: at most 5 %" in many.statement()
+    few = chosen_by_board(board_scores(rng, 3, 100, 0.5), "k")
+    assert not few.for_new_parts
+    assert "Not certifiable at FNR 5 % for new parts: that needs 59 groups" in few.statement()
+    assert "an FNR of at most 63.2 %" in few.statement()
+    assert "For parts of these groups only, in the mixture seen here: at most 5 %" in few.statement()
+
+
+def test_the_statement_says_which_ng_were_looked_at() -> None:
+    ng = np.arange(60)
+    assert "also looked at while the model was designed" in choose(ng, [0.0]).statement()
+    reserved = choose(ng, [0.0], certified_on="certification").statement()
+    assert "nothing else has read them" in reserved
+    assert "On 1 certification OK parts" in reserved
+    assert "looked at" not in reserved
+    assert "No group is known" in reserved
+    assert "looked at" not in choose([], [0.0]).statement()
+
+
+def test_a_threshold_keeps_clear_of_scores_that_it_does_not_rest_on() -> None:
+    point = choose(np.linspace(1, 2, 60), [0.0], tolerance=1e-4)
+    clear = choose(np.linspace(1, 2, 60), [0.0], tolerance=1e-4, other_scores=[point.threshold])
+    assert clear.threshold < point.threshold
+    assert clear.rank == point.rank
+
+
+def test_a_point_from_before_groups_counted_speaks_as_it_did() -> None:
+    text = OperatingPoint.model_validate(BEFORE_GROUPS).statement()
+    assert text.startswith(
+        "Certified: with 95 % confidence the FNR is at most 10 % (threshold = NG score number 2 of 48"
+    )
+    assert "came from only 12 groups; parts of one group resemble each other" in text
+    assert "looked at" not in text
+    assert not OperatingPoint.model_validate(BEFORE_GROUPS).for_new_parts
+    assert OperatingPoint.model_validate(BEFORE_GROUPS | {"n_ng_groups": 48}).for_new_parts
+
+
+BEFORE_GROUPS = {
+    "threshold": -2.5,
+    "review_threshold": -2.8,
+    "basis": "certified",
+    "target_fnr": 0.1,
+    "certified_fnr": 0.1,
+    "confidence": 0.95,
+    "rank": 2,
+    "n_ng": 48,
+    "n_ok": 180,
+    "n_ng_groups": 12,
+    "required_ng": 29,
+    "passed_ok": 180,
+}

@@ -14,7 +14,10 @@ import typer
 from typer.testing import CliRunner
 
 from kizu.models.bundle import Bundle
-from kizu.service.cli import register
+from kizu.models.operating_point import choose_operating_point
+from kizu.service.cli import certified, register
+from kizu.service.registry.schemas import Certificate
+from kizu.service.registry.tables import Model
 
 from .bundles import make_bundle, picture
 from .conftest import MakeRecipe, assert_problem, inspect, inspected, upload, zipped
@@ -286,3 +289,40 @@ def test_the_registry_keeps_what_was_added(server: Server, recipe: str) -> None:
     kept = Bundle.read(server.home / "models" / model["id"])
     assert kept.fingerprint == model["fingerprint"]
     assert kept.report.is_file()
+
+
+@pytest.mark.parametrize(
+    ("groups", "counted", "shown"),
+    [
+        ([""] * 100, 100, "FNR ≤ 0.05 at 95% confidence"),
+        (
+            [f"board-{i % 60}" for i in range(100)],
+            60,
+            "FNR ≤ 0.05 at 95% confidence for new parts (≤ 0.05 for parts of the groups seen only)",
+        ),
+        (
+            [f"board-{i % 3}" for i in range(100)],
+            3,
+            "FNR ≤ 0.632 at 95% confidence for new parts (≤ 0.05 for parts of the groups seen only); "
+            "target 0.05 not certifiable",
+        ),
+    ],
+)
+def test_a_certificate_says_what_counts_as_one_ng(groups: list[str], counted: int, shown: str) -> None:
+    point = choose_operating_point(range(100), [0.0], target_fnr=0.05, ng_groups=groups)
+    certificate = Certificate.of(Model(manifest={"operating_point": point.model_dump(mode="json")}))
+    assert certificate.independent_ng == counted
+    assert certificate.independence == ("groups" if groups[0] else "parts")
+    assert certificate.for_new_parts == (counted >= 59)
+    assert certificate.certified_on == "calibration"
+    assert certified(certificate) == shown
+
+
+def test_a_certificate_from_before_groups_counted_is_shown_as_it_is() -> None:
+    point = choose_operating_point(range(100), [0.0], target_fnr=0.05).model_dump(mode="json")
+    for name in ("independence", "n_independent", "groups_only_fnr", "groups_only_rank", "certified_on"):
+        del point[name]
+    certificate = Certificate.of(Model(manifest={"operating_point": point | {"n_ng_groups": 10}}))
+    assert (certificate.independent_ng, certificate.independence, certificate.for_new_parts) == (100, None, False)
+    assert certified(certificate) == "FNR ≤ 0.05 at 95% confidence for parts of the groups seen only"
+    assert "came from only 10 groups" in certificate.statement

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from filelock import FileLock
 
 from kizu.errors import UserError
 from kizu.models.bundle import Bundle, BundleError
-from kizu.training.data.manifest import NG, OK, Row
+from kizu.models.operating_point import draw_independent
+from kizu.training.data.manifest import NG, OK, Manifest, Row
 from kizu.training.data.render import render_boards
 from kizu.training.data.splits import assign_splits, read_split
 from kizu.training.evaluation.evaluate import evaluate_bundle
@@ -58,8 +60,8 @@ def test_the_operating_point_rests_on_calibration_ng_alone(small_run):
     images = np.stack([small_run.manifest.image(row) for row in calibration])
     scores = np.sort(session.score(images)[0])
     assert point.rank is not None
-    assert point.threshold <= scores[point.rank - 1]
-    assert (scores < point.threshold).sum() <= point.rank - 1
+    assert point.threshold <= scores[(point.groups_only_rank or point.rank) - 1]
+    assert (scores < point.threshold).sum() <= (point.groups_only_rank or point.rank) - 1
 
 
 def test_a_minute_of_training_on_ok_parts_separates_rendered_defects(small_run):
@@ -300,6 +302,62 @@ def test_a_classifier_without_ng_is_refused(tmp_path):
     recipe.write_text(CLASSIFIER.format(dataset="boards"))
     with pytest.raises(UserError, match="has no NG, and 'classifier' learns from them"):
         train(recipe, tmp_path / "run", quiet=True)
+
+
+RESERVED = """
+[generator]
+kind = "cutpaste"
+count = 12
+
+[splits]
+train = 0.4
+certification = 0.2
+"""
+
+
+def test_a_certification_split_is_read_once_and_by_the_certificate_alone(small_run, tmp_path, monkeypatch):
+    reads: Counter[str] = Counter()
+    image = Manifest.image
+
+    def read(manifest, row):
+        reads[row.path] += 1
+        return image(manifest, row)
+
+    monkeypatch.setattr(Manifest, "image", read)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(CLASSIFIER.format(dataset=small_run.dataset) + RESERVED)
+    bundle = train_bundle(recipe, tmp_path / "run")
+    point, dataset = bundle.manifest.operating_point, bundle.manifest.dataset
+    splits = assign_splits(small_run.manifest, 0, (0.4, 0.2, 0.2), 0.2)
+    assert dataset.split_fingerprint == splits.fingerprint
+    assert dataset.counts == splits.counts
+    reserved = {row.path for row in splits.certification}
+    assert {path: reads[path] for path in reserved} == dict.fromkeys(reserved, 1)
+    assert point.certified_on == "certification"
+    assert point.n_ng == sum(row.label == NG for row in splits.certification)
+    assert point.n_ok == sum(row.label == OK for row in splits.certification)
+    assert "nothing else has read them" in point.statement()
+    with (tmp_path / "run" / "scores.csv").open(newline="", encoding="utf-8") as file:
+        shown = {line["path"] for line in csv.DictReader(file)}
+    assert not shown & reserved
+    whole = evaluate_bundle(bundle, small_run.manifest, split="all", device="cpu").scored.rows
+    assert {row.path for row in whole} == {row.path for row in small_run.manifest.rows if row.label} - reserved
+
+
+def test_without_a_certification_split_the_statement_says_what_the_ng_were_used_for(small_run):
+    assert small_run.bundle.manifest.operating_point.certified_on == "calibration"
+    assert "also looked at" in small_run.bundle.manifest.operating_point.statement()
+
+
+def test_the_certificate_rests_on_one_ng_of_each_board(small_run):
+    point = small_run.bundle.manifest.operating_point
+    rows = [row for row in assign_splits(small_run.manifest, 0).calibration if row.label == NG]
+    assert point.independence == "groups"
+    assert point.n_independent == len({row.group for row in rows}) < point.n_ng
+    session = small_run.bundle.open("cpu")
+    scores = session.score(np.stack([small_run.manifest.image(row) for row in rows]))[0]
+    drawn = draw_independent(scores, [row.group for row in rows], small_run.bundle.manifest.dataset.fingerprint)
+    assert point.threshold <= drawn[(point.rank or 0) - 1]
 
 
 SEVERAL = """\

@@ -15,6 +15,7 @@ def test_everything_but_name_dataset_and_detector_has_a_default():
     recipe = parse_recipe(SMALLEST, "recipe.toml")
     assert recipe.image.geometry == InputGeometry(height=64, width=64, channels=3)
     assert recipe.splits.fractions == (0.6, 0.2, 0.2)
+    assert recipe.splits.certification == 0
     assert recipe.generator is None
 
 
@@ -38,6 +39,8 @@ def test_everything_but_name_dataset_and_detector_has_a_default():
         ({"image": {"stride": 8}}, "image: stride needs tile"),
         ({"image": {"tile": 32, "stride": 48}}, "leaves gaps"),
         ({"splits": {"train": 0.9}}, "must sum to 1"),
+        ({"splits": {"certification": 0.2}}, "must sum to 1"),
+        ({"splits": {"train": 0.9, "certification": -0.3}}, "splits.certification must be at least 0"),
         ({"name": "a/b"}, r"name must be a text like \^.*, not 'a/b'"),
         ({"detector": {}}, "'detector.kind' is missing"),
         ({"detector": []}, "detector must be a list of 1 at least"),

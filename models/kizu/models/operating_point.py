@@ -3,6 +3,8 @@
 Notable here:
 - NG if score ≥ t. t is the Neyman–Pearson umbrella order statistic (Tong, Feng & Li, Science Advances 4, 2018) on real
   NG that neither training nor checkpoint choice has seen: P(FNR > α) ≤ δ over calibrations, for any score distribution.
+- NG of one group (board, lot) are one: the certificate for new parts rests on one NG of each group, drawn by a hash
+  that nobody can choose. What all NG certify speaks for parts of these groups only, and says so.
 - With too few NG nothing is promised silently: the smallest certifiable α is stated and used.
 - With no NG at all the threshold comes from the specificity on OK parts, and the FNR is said to be unknown.
 - Imports no torch: the service reads operating points too.
@@ -10,9 +12,10 @@ Notable here:
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +26,8 @@ from kizu.models.rates import Rate
 
 Verdict = Literal["OK", "NG", "REVIEW"]
 Basis = Literal["certified", "smallest-certifiable", "specificity"]
+Independence = Literal["parts", "groups"]
+CertifyingSplit = Literal["calibration", "certification"]
 
 _SETTLING_STEPS = 1000
 
@@ -39,16 +44,26 @@ class OperatingPoint(BaseModel):
     basis: Basis
     target_fnr: float
     certified_fnr: float | None
-    """P(true FNR > certified_fnr) ≤ 1 − confidence. None: the FNR is unknown."""
+    """P(true FNR > certified_fnr) ≤ 1 − confidence, for new parts. None: the FNR is unknown."""
     confidence: float
     rank: int | None
-    """k: the threshold is the k-th smallest calibration score of a real NG."""
+    """k: the threshold is at most the k-th smallest score of the independent real NG."""
     n_ng: int
     n_ok: int
     n_ng_groups: int | None = None
     """Physical things (boards, lots) that the NG came from, where the manifest names them."""
+    independence: Independence | None = None
+    """What counts as one NG: a part, or a group. None: a part, in bundles from before groups counted."""
+    n_independent: int | None = None
+    """NG that the certificate rests on: one of each group, and each without a group. None: all `n_ng`."""
+    groups_only_fnr: float | None = None
+    """What all NG, each counted, certify for parts of these groups only. None: no group has several NG."""
+    groups_only_rank: int | None = None
+    """Of all NG: the threshold is at most their k-th smallest score."""
+    certified_on: CertifyingSplit | None = None
+    """Split that the NG are of. None: calibration, in bundles that do not say."""
     required_ng: int
-    """Real NG that the target would have needed."""
+    """Independent real NG that the target would have needed."""
     passed_ok: int
     """Calibration OK parts below the threshold; `passed_ok` of `n_ok` is the specificity there."""
 
@@ -63,33 +78,75 @@ class OperatingPoint(BaseModel):
             return "NG"
         return "REVIEW" if score >= self.review_threshold else "OK"
 
+    @property
+    def for_new_parts(self) -> bool:
+        """True if the target is certified for parts of any group, not only for parts of the groups that were seen."""
+        counted_parts_of_groups = self.independence is None and self.n_ng > (self.n_ng_groups or self.n_ng)
+        return self.certified and not counted_parts_of_groups
+
     def statement(self) -> str:
         """The certificate in plain words."""
-        share = f"{100 * self.confidence:.6g} %"
         specificity = Rate(self.passed_ok, self.n_ok, self.confidence)
-        on_ok = f"On {self.n_ok} calibration OK parts the specificity was {specificity}." if self.n_ok else ""
+        split = self.certified_on or "calibration"
+        on_ok = f"On {self.n_ok} {split} OK parts the specificity was {specificity}." if self.n_ok else ""
+        sentences = [self._promise(), self._for_these_groups(), self._remarks() if self.n_ng else "", on_ok]
+        return " ".join(sentence for sentence in sentences if sentence)
+
+    def _promise(self) -> str:
+        share, target = f"{100 * self.confidence:.6g} %", _percent(self.target_fnr)
+        by_group = self.independence == "groups"
         if self.basis == "specificity":
-            text = (
+            return (
                 "FNR unknown: no real NG was left for calibration, so the threshold only holds overkill down. "
-                f"Add at least {self.required_ng} real NG to certify an FNR of {_percent(self.target_fnr)}."
+                f"Add at least {self.required_ng} real NG to certify an FNR of {target}."
             )
-        elif self.basis == "certified":
-            text = (
-                f"Certified: with {share} confidence the FNR is at most {_percent(self.target_fnr)} "
-                f"(threshold = NG score number {self.rank} of {self.n_ng} real, unseen NG, counted from the lowest)."
+        n = self.n_ng if self.n_independent is None else self.n_independent
+        if self.basis == "certified":
+            rank = f"NG score number {self.rank} of {n}"
+            where = (
+                f"threshold at most {rank}, one drawn from each group, groups of equal weight"
+                if by_group
+                else f"threshold = {rank} real, unseen NG"
             )
-        else:
-            text = (
-                f"Not certifiable at FNR {_percent(self.target_fnr)}: that needs {self.required_ng} real NG, "
-                f"calibration had {self.n_ng}. What they do certify, with {share} confidence, is an FNR of at most "
-                f"{_percent_at_most(self.certified_fnr or 0.0)} (threshold = the lowest NG score)."
+            return (
+                f"Certified{' for new parts' * by_group}: with {share} confidence the FNR is at most {target} "
+                f"({where}, counted from the lowest)."
             )
-        if self.n_ng_groups and self.n_ng > self.n_ng_groups:
-            text += (
-                f" The NG came from only {self.n_ng_groups} group{'s' * (self.n_ng_groups > 1)}; parts of one group "
+        needed, where = "real NG", "= the lowest NG score"
+        if by_group:
+            needed, where = "groups with real NG", "at most the lowest score of one NG drawn from each group"
+        return (
+            f"Not certifiable at FNR {target}{' for new parts' * by_group}: that needs {self.required_ng} {needed}, "
+            f"{self.certified_on or 'calibration'} had {n}. What they do certify, with {share} confidence, is an FNR "
+            f"of at most {_percent_at_most(self.certified_fnr or 0.0)} (threshold {where})."
+        )
+
+    def _for_these_groups(self) -> str:
+        if self.independence is None and self.n_ng_groups and self.n_ng > self.n_ng_groups:
+            return (
+                f"The NG came from only {self.n_ng_groups} group{'s' * (self.n_ng_groups > 1)}; parts of one group "
                 "resemble each other, so the certificate speaks for parts from such groups."
             )
-        return f"{text} {on_ok}".strip()
+        if self.groups_only_fnr is None:
+            return ""
+        return (
+            f"For parts of these groups only, in the mixture seen here: at most "
+            f"{_percent_at_most(self.groups_only_fnr)} (all {self.n_ng} NG counted; the lower of the two thresholds is "
+            "used)."
+        )
+
+    def _remarks(self) -> str:
+        found = []
+        if self.independence == "parts":
+            found.append("No group is known, so every NG counts as independent; several of one board would not be.")
+        if self.certified_on == "calibration":
+            found.append(
+                "These calibration NG were also looked at while the model was designed; NG that a recipe reserves "
+                "(splits.certification) are not."
+            )
+        elif self.certified_on == "certification":
+            found.append("The NG were reserved for this certificate; nothing else has read them.")
+        return " ".join(found)
 
 
 def required_ng(target_fnr: float, confidence: float) -> int:
@@ -112,6 +169,27 @@ def umbrella_rank(n_ng: int, target_fnr: float, confidence: float) -> int:
     return k
 
 
+def draw_independent(scores: ArrayLike, groups: Sequence[str], key: str) -> NDArray[np.float32]:
+    """Draw one score of each group; a score without a group is its own. Returns them ascending, float32 [m].
+
+    The index among a group's ascending scores is a hash of `key` and the group's name: it does not depend on the order
+    of the rows, on the model, or on anybody's choice.
+
+    Args:
+        scores: shape [n], finite.
+        groups: of each score; empty where unknown.
+        key: fingerprint of the data set.
+    """
+    members: dict[str, list[np.float32]] = {}
+    for score, group in zip(np.asarray(scores, dtype=np.float32).ravel(), groups, strict=True):
+        members.setdefault(group, []).append(score)
+    drawn = members.pop("", [])
+    for group, of_group in members.items():
+        digest = hashlib.sha256(f"certificate\0{key}\0{group}".encode()).digest()
+        drawn.append(sorted(of_group)[int.from_bytes(digest) % len(of_group)])
+    return np.sort(np.array(drawn, dtype=np.float32))
+
+
 def choose_operating_point(
     ng_scores: ArrayLike,
     ok_scores: ArrayLike,
@@ -122,6 +200,9 @@ def choose_operating_point(
     review_band: float = 0.0,
     tolerance: float = 0.0,
     ng_groups: Sequence[str] | None = None,
+    draw_key: str = "",
+    certified_on: CertifyingSplit = "calibration",
+    other_scores: ArrayLike = (),
 ) -> OperatingPoint:
     """Choose the threshold from calibration scores.
 
@@ -134,12 +215,77 @@ def choose_operating_point(
         review_band: share of the calibration OK parts, next below the threshold, that people look at as well.
         tolerance: relative distance that thresholds keep from every calibration score, so that arithmetic differences
             between runtimes change no verdict. They are lowered for it, which keeps the certificate.
-        ng_groups: the group of each NG, empty where unknown.
+        ng_groups: the group of each NG, in the order of the scores, empty where unknown.
+        draw_key: fingerprint of the data set, which decides which NG of a group is drawn.
+        certified_on: split that the scores are of.
+        other_scores: further scores that the tolerance is kept from.
 
     Raises:
-        ValueError: neither NG nor OK scores, a score that is not finite, or a target, band or tolerance out of range.
+        ValueError: neither NG nor OK scores, a score that is not finite, groups for another number of NG, or a target,
+            band or tolerance out of range.
     """
     ng, ok = _finite(ng_scores, "NG"), _finite(ok_scores, "OK")
+    _check_ranges(target_fnr, confidence, target_specificity, review_band, tolerance)
+    if not ng.size and not ok.size:
+        raise ValueError("an operating point needs calibration scores, and there are none")
+    groups = list(ng_groups) if ng_groups is not None else [""] * ng.size
+    if ng.size:
+        highest, certificate = _certificate(ng, draw_independent(ng_scores, groups, draw_key), target_fnr, confidence)
+    else:
+        highest = _above_share(ok, target_specificity, tolerance)
+        certificate = {"basis": "specificity", "certified_fnr": None, "rank": None}
+    scores = np.union1d(np.concatenate([ng, ok]), _finite(other_scores, "other"))
+    threshold = _settle(highest, scores, tolerance)
+    review_threshold = _review_threshold(ok, threshold, review_band)
+    if review_threshold < threshold:
+        review_threshold = _settle(review_threshold, scores, tolerance)
+    known = {group for group in groups if group}
+    return OperatingPoint(
+        threshold=float(threshold),
+        review_threshold=float(review_threshold),
+        target_fnr=target_fnr,
+        confidence=confidence,
+        n_ng=int(ng.size),
+        n_ok=int(ok.size),
+        n_ng_groups=len(known) or None,
+        independence="groups" if known else "parts",
+        certified_on=certified_on,
+        required_ng=required_ng(target_fnr, confidence),
+        passed_ok=int(np.count_nonzero(ok < threshold)),
+        **certificate,
+    )
+
+
+def _certificate(
+    ng: NDArray[np.float32], independent: NDArray[np.float32], target_fnr: float, confidence: float
+) -> tuple[np.float32, dict[str, Any]]:
+    """Return the highest threshold that the NG allow, and what it certifies.
+
+    Given their groups, NG are independent, each with a miss probability of its group, and the order statistic of all of
+    them bounds the mean of these from a confidence of 0.75 on (Hoeffding, Annals of Mathematical Statistics 27, 1956).
+    Its rank is fixed beforehand, so the lower of the two order statistics keeps both promises.
+    """
+    basis, rank, certified = _rank(independent.size, target_fnr, confidence)
+    found: dict[str, Any] = {"basis": basis, "certified_fnr": certified, "rank": rank}
+    found["n_independent"] = int(independent.size)
+    threshold: np.float32 = independent[rank - 1]
+    if independent.size < ng.size:
+        _, of_all, groups_only = _rank(ng.size, target_fnr, confidence)
+        found |= {"groups_only_fnr": groups_only, "groups_only_rank": of_all}
+        threshold = min(threshold, ng[of_all - 1])
+    return threshold, found
+
+
+def _rank(n_ng: int, target_fnr: float, confidence: float) -> tuple[Basis, int, float]:
+    """Return the order statistic of `n_ng` scores and the FNR that it certifies: the target, or the smallest it can."""
+    if rank := umbrella_rank(n_ng, target_fnr, confidence):
+        return "certified", rank, target_fnr
+    return "smallest-certifiable", 1, smallest_certifiable_fnr(n_ng, confidence)
+
+
+def _check_ranges(
+    target_fnr: float, confidence: float, target_specificity: float, review_band: float, tolerance: float
+) -> None:
     for name, value in (("target_fnr", target_fnr), ("confidence", confidence)):
         if not 0 < value < 1:
             raise ValueError(f"{name} must lie in (0, 1), not {value}")
@@ -148,41 +294,6 @@ def choose_operating_point(
     for name, value in (("review_band", review_band), ("tolerance", tolerance)):
         if not 0 <= value < 1:
             raise ValueError(f"{name} must lie in [0, 1), not {value}")
-    if not ng.size and not ok.size:
-        raise ValueError("an operating point needs calibration scores, and there are none")
-
-    basis: Basis
-    certified: float | None
-    if ng.size:
-        rank = umbrella_rank(ng.size, target_fnr, confidence)
-        basis, certified = ("certified", target_fnr) if rank else ("smallest-certifiable", None)
-        rank = max(rank, 1)
-        if certified is None:
-            certified = smallest_certifiable_fnr(ng.size, confidence)
-        threshold = ng[rank - 1]
-    else:
-        basis, certified, rank = "specificity", None, 0
-        threshold = _above_share(ok, target_specificity, tolerance)
-    scores = np.union1d(ng, ok)
-    threshold = _settle(threshold, scores, tolerance)
-    review_threshold = _review_threshold(ok, threshold, review_band)
-    if review_threshold < threshold:
-        review_threshold = _settle(review_threshold, scores, tolerance)
-    groups = {g for g in ng_groups or () if g}
-    return OperatingPoint(
-        threshold=float(threshold),
-        review_threshold=float(review_threshold),
-        basis=basis,
-        target_fnr=target_fnr,
-        certified_fnr=certified,
-        confidence=confidence,
-        rank=rank or None,
-        n_ng=int(ng.size),
-        n_ok=int(ok.size),
-        n_ng_groups=len(groups) or None,
-        required_ng=required_ng(target_fnr, confidence),
-        passed_ok=int(np.count_nonzero(ok < threshold)),
-    )
 
 
 def _review_threshold(ok: NDArray[np.float32], threshold: np.float32, review_band: float) -> np.float32:

@@ -13,7 +13,7 @@ from rich.table import Table
 from kizu.errors import UserError
 
 if TYPE_CHECKING:
-    from kizu.service.registry.schemas import ModelView
+    from kizu.service.registry.schemas import Certificate
     from kizu.service.registry.tables import Model
     from kizu.service.settings import Settings
     from kizu.service.storage.database import Database
@@ -134,12 +134,18 @@ def _database(settings: Settings) -> Database:
     return database
 
 
-def _certified(view: ModelView) -> str:
-    certificate = view.certificate
+def certified(certificate: Certificate) -> str:
+    """Return what a model is certified for, in a few words."""
     if certificate.certified_fnr is None:
         return "FNR unknown"
-    missed = "" if certificate.basis == "certified" else f"; target {certificate.target_fnr:.3g} not certifiable"
-    return f"FNR ≤ {certificate.certified_fnr:.3g} at {certificate.confidence:.0%} confidence{missed}"
+    text = f"FNR ≤ {certificate.certified_fnr:.3g} at {certificate.confidence:.0%} confidence"
+    if certificate.groups_only_fnr is not None:
+        text += f" for new parts (≤ {certificate.groups_only_fnr:.3g} for parts of the groups seen only)"
+    if certificate.basis != "certified":
+        text += f"; target {certificate.target_fnr:.3g} not certifiable"
+    elif not certificate.for_new_parts:
+        text += " for parts of the groups seen only"
+    return text
 
 
 def _show(database: Database, models: list[Model], as_json: bool, message: str = "", *, single: bool = False) -> None:
@@ -157,5 +163,5 @@ def _show(database: Database, models: list[Model], as_json: bool, message: str =
     for heading in ("id", "model", "status", "threshold", "certificate"):
         table.add_column(heading, no_wrap=heading in ("id", "model", "status"))
     for view in views:
-        table.add_row(view.id, view.name, view.status, f"{view.threshold:.6g}", _certified(view))
+        table.add_row(view.id, view.name, view.status, f"{view.threshold:.6g}", certified(view.certificate))
     console.print(table if models else "No model has been added yet: kizu models add BUNDLE.")

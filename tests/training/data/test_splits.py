@@ -209,6 +209,47 @@ def test_what_cannot_be_split_is_said_with_a_remedy(rows: list[Row], problem: st
     assert remedy in (caught.value.remedy or "")
 
 
+def test_a_certification_split_takes_whole_groups_and_its_share() -> None:
+    rows = [row for n in range(100) for row in images(OK, 6, f"g{n:02}") + images(NG, 2, f"g{n:02}")]
+    splits = split(rows, fractions=(0.4, 0.2, 0.2), certification=0.2)
+    assert splits == split(rows[::-1], fractions=(0.4, 0.2, 0.2), certification=0.2)
+    assert splits.counts["certification"] == {"OK": 120, "NG": 40, "unlabelled": 0}
+    sides = [{row.group for row in getattr(splits, name)} for name in (*SPLITS, "certification")]
+    assert sum(map(len, sides)) == len(set().union(*sides)) == 100
+    assert {row.split for row in splits.certification} == {"certification"}
+    assert len(splits.rows) == len(rows)
+    other = split(rows, 1, fractions=(0.4, 0.2, 0.2), certification=0.2)
+    assert other.certification != splits.certification
+
+
+def test_without_a_certification_share_the_splits_are_as_they_always_were() -> None:
+    rows = [row for n in range(40) for row in images(OK, 6, f"g{n:02}") + images(NG, n % 4, f"g{n:02}")]
+    rows += images(OK, 50) + images(NG, 30, defect="short") + images("", 5)
+    splits = split(rows, 3)
+    assert splits.certification == []
+    assert "certification" not in splits.counts
+    assert splits.fingerprint == "645610637f21a0446faa81d0f92b431171c864dfe35e9827fe3440d04340b278"
+
+
+def test_a_given_certification_split_is_kept_and_one_that_is_asked_for_comes_out_of_train() -> None:
+    given = [*images(OK, 30, given="train"), *images(NG, 30, given="train")]
+    given += images(OK, 9, given="test") + images(NG, 9, given="test") + images(OK, 9, given="calibration")
+    reserved = images(NG, 7, given="certification")
+    assert {row.path for row in split([*given, *reserved]).certification} == {row.path for row in reserved}
+    drawn = split(given, fractions=(0.4, 0.2, 0.2), certification=0.2).counts
+    assert drawn["certification"] == {"OK": 10, "NG": 10, "unlabelled": 0}
+    assert drawn["train"] == {"OK": 20, "NG": 20, "unlabelled": 0}
+    assert drawn["test"] == {"OK": 9, "NG": 9, "unlabelled": 0}
+    assert drawn["calibration"] == {"OK": 9, "NG": 0, "unlabelled": 0}
+
+
+def test_a_certification_split_without_ng_is_refused() -> None:
+    with pytest.raises(UserError, match="no NG is in the certification split"):
+        split(images(OK, 40), fractions=(0.4, 0.2, 0.2), certification=0.2)
+    with pytest.raises(UserError, match="no NG is in the certification split"):
+        split(images(OK, 40) + images(OK, 4, given="certification") + images(OK, 9, "x", given="test"))
+
+
 def test_fractions_are_checked() -> None:
     with pytest.raises(ValueError, match="sum to 1"):
         split(images(OK, 9), fractions=(0.5, 0.2, 0.2))

@@ -15,7 +15,7 @@ from kizu.training.evaluation import charts
 from kizu.training.evaluation.detection import at_operating_point, compute_metrics
 from kizu.training.evaluation.evaluate import build_report
 from kizu.training.evaluation.gallery import PER_SIDE, pick_gallery
-from kizu.training.evaluation.report import render_report
+from kizu.training.evaluation.report import headline, render_report
 from kizu.training.evaluation.scoring import Scored
 
 from .conftest import GEOMETRY, MakeData, brightness, point
@@ -135,6 +135,28 @@ def test_the_certificate_is_said_in_plain_words(ng: int) -> None:
     }
     assert headline[ng] in found.words
     assert operating_point.statement() in found.words.replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize(
+    ("boards", "status", "said"),
+    [(60, "good", "certified to be at most 5 %"), (10, "warn", "The target FNR of 5 % is not certified")],
+)
+def test_the_headline_is_green_only_for_new_parts(boards: int, status: str, said: str) -> None:
+    groups = [f"board-{number % boards}" for number in range(300)]
+    operating_point = choose_operating_point(np.linspace(1, 2, 300), [0.5], target_fnr=0.05, ng_groups=groups)
+    assert headline(operating_point)[0] == status
+    words = page(synthetic([1.5] * 40, [0.2] * 40), operating_point).words.replace("\u00a0", " ")
+    assert said in words
+    assert "For parts of these groups only, in the mixture seen here: at most 5 %" in words
+
+
+def test_a_certificate_that_counted_parts_of_groups_is_not_green() -> None:
+    before = choose_operating_point(np.linspace(1, 2, 300), [0.5], target_fnr=0.05)
+    before = before.model_copy(update={"independence": None, "n_ng_groups": 10})
+    assert headline(before) == (
+        "warn",
+        "FNR certified to be at most 5 % for parts of the groups that were seen, not for new ones",
+    )
 
 
 def test_a_test_set_that_contradicts_the_certificate_is_called_out() -> None:

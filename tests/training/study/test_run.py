@@ -18,7 +18,7 @@ from kizu.errors import UserError
 from kizu.training.data.manifest import NG, OK, Manifest, Row
 from kizu.training.data.render import render_boards
 from kizu.training.data.splits import Splits, assign_splits
-from kizu.training.recipe import Recipe, parse_recipe
+from kizu.training.recipe import Recipe, SplitsSection, parse_recipe
 from kizu.training.run import GENERATOR_FILE as TRAINED_FILE
 from kizu.training.study.arms import HALF, Arm, Remedy, Source, known_arms, parse_choices
 from kizu.training.study.cli import bench_app
@@ -146,6 +146,17 @@ def test_arms_differ_in_what_they_train_on_and_in_nothing_that_judges_them(finis
         assert one[0] == one[1] == one[2] < whole
     assert by_seed[0][0] != by_seed[1][0]
     assert results[0].n_ng == round(labels_of(splits)["train"][NG] / 2)
+
+
+def test_the_study_leaves_the_certification_split_alone(boards: Path) -> None:
+    manifest = Manifest.read(boards)
+    shares = SplitsSection(train=0.4, calibration=0.2, test=0.2, certification=0.2)
+    recipe = TINY.model_copy(update={"splits": shares})
+    reserved = assign_splits(manifest, recipe.seed, shares.fractions, shares.certification).certification
+    splits = base_splits(manifest, recipe, StudySettings())
+    assert reserved
+    assert not splits.certification
+    assert not {row.path for row in splits.rows} & {row.path for row in reserved}
 
 
 def files_of(study: Study) -> dict[Path, int]:

@@ -1,11 +1,11 @@
 """Pipeline of a run: recipe → splits → generator → detectors → operating point → bundle.
 
 Notable here:
-- A detector sees the train split, the threshold the calibration split, the report the test split, each once. No epoch
-  is chosen by looking at test results: the last one ships.
+- A detector sees the train split, the threshold the calibration split (or the certification split, where the recipe
+  reserves one), the report the test split, each once. No epoch is chosen by test results: the last one ships.
 - Everything after training runs on the exported graph, not on torch.
 - A run folder holds what is needed to repeat or resume it (the recipe, the splits, the checkpoint), and the score of
-  every image that calibrated or tested.
+  every image that calibrated or tested. Scores of a certification split are not kept: nobody is to look at them.
 """
 
 from __future__ import annotations
@@ -264,15 +264,22 @@ def _calibrate(
     geometry = run.recipe.image.geometry
     with log.bar("calibrating", len(rows)) as advance:
         scored = score_rows(check.score, geometry, run.manifest, rows, progress=advance, on_heatmap=note)
+    certifying = scored
+    if run.certification:
+        with log.bar("certifying", len(run.certification)) as advance:
+            certifying = score_rows(check.score, geometry, run.manifest, run.certification, progress=advance)
     operating_point = choose_operating_point(
-        scored.ng,
-        scored.ok,
+        certifying.ng,
+        certifying.ok,
         target_fnr=run.recipe.target_fnr,
         confidence=run.recipe.confidence,
         target_specificity=run.recipe.target_specificity,
         review_band=run.recipe.review_band,
         tolerance=VERDICT_MARGIN,
-        ng_groups=[row.group for row in scored.rows if row.label == NG],
+        ng_groups=[row.group for row in certifying.rows if row.label == NG],
+        draw_key=run.fingerprint,
+        certified_on="certification" if run.certification else "calibration",
+        other_scores=scored.scores,
     )
     cold, hot = np.median([low for low, _ in extremes]), np.quantile([high for _, high in extremes], 0.95)
     return scored, operating_point, (float(cold), float(hot))

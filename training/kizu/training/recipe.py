@@ -158,7 +158,7 @@ class AugmentSection(_Section):
 
 
 class SplitsSection(_Section):
-    """`[splits]`: shares of the images that go to training, calibration and test."""
+    """`[splits]`: shares of the images that go to training, calibration and test, and to the certificate alone."""
 
     train: Share = 0.6
     """Share that trains."""
@@ -166,11 +166,13 @@ class SplitsSection(_Section):
     """Share that fixes the threshold."""
     test: Share = 0.2
     """Share that is reported once."""
+    certification: float = Field(default=0, ge=0, lt=1)
+    """Share that is reserved for threshold and certificate: nothing else reads it. 0: calibration gives both."""
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> SplitsSection:
-        if abs(self.train + self.calibration + self.test - 1) > 1e-6:
-            raise ValueError("train, calibration and test must sum to 1")
+        if abs(self.train + self.calibration + self.test + self.certification - 1) > 1e-6:
+            raise ValueError("train, calibration, test and certification must sum to 1")
         return self
 
     @property
@@ -206,7 +208,7 @@ class Recipe(_Section):
     image: ImageSection = ImageSection()
     """The images that the detector sees."""
     splits: SplitsSection = SplitsSection()
-    """Shares of training, calibration and test."""
+    """Shares of training, calibration, test and certification."""
     generator: GeneratorSection | None = None
     """Synthetic NG; left out: none are made."""
     detector: Annotated[

@@ -82,8 +82,13 @@ class Run:
         content = json.dumps([decisive, self.fingerprint, self.splits.fingerprint], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
+    @property
+    def certification(self) -> list[Row]:
+        """The labelled rows that are reserved for threshold and certificate; none: calibration gives both."""
+        return [row for row in self.splits.certification if row.label]
+
     def calibration(self, *, ng_unseen: bool) -> list[Row]:
-        """Return the labelled rows that fix the threshold.
+        """Return the labelled rows that fix the threshold, or that only show the model where rows are reserved for it.
 
         Args:
             ng_unseen: no detector has learned from NG. Then the train split's NG are as unseen as any, unless they
@@ -97,7 +102,7 @@ class Run:
 
 def open_run(recipe: Recipe, manifest: Manifest, folder: Path, recipe_dir: Path, log: RunLog) -> Run:
     """Split the data and take its fingerprint."""
-    splits = assign_splits(manifest, recipe.seed, recipe.splits.fractions)
+    splits = assign_splits(manifest, recipe.seed, recipe.splits.fractions, recipe.splits.certification)
     with log.bar("reading data", len(manifest)) as advance:
         fingerprint = manifest.fingerprint(advance)
     return Run(recipe, manifest, splits, fingerprint, folder, recipe_dir)

@@ -20,6 +20,17 @@ class Certificate(BaseModel):
     target_fnr: float
     certified_fnr: float | None = Field(description="With `confidence`, the FNR is at most this; null: unknown.")
     confidence: float
+    independence: Literal["parts", "groups"] | None = Field(
+        description="What counts as one NG: a part, or a group. Null: parts, in a bundle from before groups counted."
+    )
+    independent_ng: int = Field(description="Real NG that the certificate rests on, one of each group.")
+    for_new_parts: bool = Field(description="The target is certified for parts of any group, not only of those seen.")
+    groups_only_fnr: float | None = Field(
+        description="What all NG, each counted, certify for parts of the groups that were seen; null: the same."
+    )
+    certified_on: Literal["calibration", "certification"] | None = Field(
+        description="Split that the NG are of. Only those of `certification` were read by nothing else."
+    )
 
     @classmethod
     def of(cls, model: Model) -> Certificate:
@@ -31,6 +42,11 @@ class Certificate(BaseModel):
             target_fnr=point.target_fnr,
             certified_fnr=point.certified_fnr,
             confidence=point.confidence,
+            independence=point.independence,
+            independent_ng=point.n_ng if point.n_independent is None else point.n_independent,
+            for_new_parts=point.for_new_parts,
+            groups_only_fnr=point.groups_only_fnr,
+            certified_on=point.certified_on,
         )
 
 

@@ -38,6 +38,8 @@ REQUIRED_COLUMNS = ("path", "label")
 OK, NG, UNLABELLED = "OK", "NG", ""
 LABELS = (OK, NG, UNLABELLED)
 SPLITS = ("train", "calibration", "test")
+CERTIFICATION = "certification"
+"""Split that a recipe or a manifest may reserve: only the certificate reads it."""
 
 
 class Box(NamedTuple):
@@ -63,7 +65,7 @@ class Row:
     group: str = ""
     """The physical thing (board, lot, module) that must never straddle splits; empty: the image is its own."""
     split: str = ""
-    """`train`, `calibration`, `test`, or empty: Kizu assigns it."""
+    """`train`, `calibration`, `test`, `certification`, or empty: Kizu assigns it."""
     mask: str = ""
     """Path of the defect mask, non-zero where the defect is."""
     boxes: tuple[Box, ...] = ()
@@ -293,11 +295,13 @@ class _Reader:
         label, split, defect = value["label"], value.get("split", ""), value.get("defect", "")
         if label not in LABELS:
             raise self._fault(f"label '{label}' is not one of OK, NG or empty", "Labels are upper case; fix the line.")
-        if split and split not in SPLITS:
-            near = difflib.get_close_matches(split.lower(), SPLITS, n=1)
+        known = (*SPLITS, CERTIFICATION)
+        if split and split not in known:
+            near = difflib.get_close_matches(split.lower(), known, n=1)
             hint = f"Did you mean '{near[0]}'? " if near else ""
             raise self._fault(
-                f"split '{split}' is not one of {', '.join(SPLITS)} or empty", f"{hint}Leave it empty to have it drawn."
+                f"split '{split}' is not one of {', '.join(known)} or empty",
+                f"{hint}Leave it empty to have it drawn.",
             )
         boxes = self._boxes(value.get("boxes", ""))
         if label == OK and (defect or boxes):

@@ -4,7 +4,8 @@ Notable here:
 - The unit is the group (the board, lot or module); a row without a group is its own.
 - Largest units first, each to the split that lacks most of what the unit holds: OK, NG and, weakly, each defect class.
 - A function of the rows and the seed alone: no random generator, so neither row order nor platform matters.
-- Given splits are kept. Where they lack a calibration split, it comes out of train; test is never touched.
+- Given splits are kept. Where they lack a calibration split, or a certification split that is asked for, it comes out
+  of train; test is never touched.
 - Synthetic images train, whatever their group. They are set aside first, so they move no image from a camera.
 """
 
@@ -14,11 +15,22 @@ import csv
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kizu.errors import UserError
-from kizu.training.data.manifest import FILE, NG, OK, SPLITS, UNLABELLED, Manifest, Row, check_groups, count_labels
+from kizu.training.data.manifest import (
+    CERTIFICATION,
+    FILE,
+    NG,
+    OK,
+    SPLITS,
+    UNLABELLED,
+    Manifest,
+    Row,
+    check_groups,
+    count_labels,
+)
 
 # A defect class may tip the scales between splits that want a unit equally, but not against OK or NG.
 DEFECT_WEIGHT = 0.1
@@ -31,6 +43,8 @@ class Splits:
     train: list[Row]
     calibration: list[Row]
     test: list[Row]
+    certification: list[Row] = field(default_factory=list)
+    """Reserved for the certificate; nothing else reads them."""
 
     @property
     def fingerprint(self) -> str:
@@ -43,12 +57,13 @@ class Splits:
     @property
     def rows(self) -> list[Row]:
         """All rows, train first."""
-        return [*self.train, *self.calibration, *self.test]
+        return [*self.train, *self.calibration, *self.test, *self.certification]
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
         """Images per split and label: `{"train": {"OK": …, "NG": …, "unlabelled": …}, …}`, as `count_labels`."""
-        return {split: count_labels(getattr(self, split)) for split in SPLITS}
+        names = (*SPLITS, CERTIFICATION) if self.certification else SPLITS
+        return {split: count_labels(getattr(self, split)) for split in names}
 
 
 def write_splits(path: Path, splits: Splits) -> None:
@@ -81,38 +96,52 @@ class _Unit:
         return min(splits, key=lambda split: hashlib.sha256(self.lot + split.encode()).digest())
 
 
-def assign_splits(manifest: Manifest, seed: int = 0, fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)) -> Splits:
+def assign_splits(
+    manifest: Manifest,
+    seed: int = 0,
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    certification: float = 0.0,
+) -> Splits:
     """Split into train, calibration and test; `fractions` of OK and of NG, as near as whole groups allow.
 
     Rows whose `split` is given keep it, and pull the rest of their group along. If none is given `calibration`, that
     is drawn from the given train rows. Units without any label go to train and count nowhere. Synthetic rows go to
     train, and the others' splits are as they would be without them.
 
+    Args:
+        fractions: of train, calibration and test; with `certification`, they sum to 1.
+        certification: fraction that is reserved for the certificate. 0: none but what the manifest gives, and the
+            other splits are as they were before there was such a split.
+
     Raises:
-        UserError: a group in two given splits, too few groups to fill every split, or no OK in train
-            (synthetic rows count for none of these).
+        UserError: a group in two given splits, too few groups to fill every split, no OK in train, or no NG in a
+            certification split that is asked for (synthetic rows count for none of these).
     """
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"fractions are three positive numbers that sum to 1, not {fractions}")
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) + certification - 1) > 1e-6:
+        raise ValueError(f"fractions are three positive numbers that sum to 1, not {fractions}, {certification}")
     source = manifest.root / FILE
     check_groups(manifest.rows, source)
-    share = dict(zip(SPLITS, fractions, strict=True))
+    share = dict(zip(SPLITS, fractions, strict=True)) | ({CERTIFICATION: certification} if certification else {})
     units = _units((row for row in manifest.rows if not row.synthetic), seed)
     synthetic = [row for row in manifest.rows if row.synthetic]
-    placed: dict[str, list[_Unit]] = {split: [unit for unit in units if unit.given == split] for split in SPLITS}
+    placed: dict[str, list[_Unit]] = {
+        split: [unit for unit in units if unit.given == split] for split in (*SPLITS, CERTIFICATION)
+    }
     any_given = any(placed.values())
 
-    if any_given and not placed["calibration"]:
-        whole = share["train"] + share["calibration"]
-        halves = _distribute(placed["train"], {split: share[split] / whole for split in ("train", "calibration")})
-        placed.update(halves)
+    lacking = [split for split in share if split in ("calibration", CERTIFICATION) and not placed[split]]
+    if any_given and lacking:
+        whole = share["train"] + sum(share[split] for split in lacking)
+        placed.update(_distribute(placed["train"], {split: share[split] / whole for split in ("train", *lacking)}))
     for split, more in _distribute([unit for unit in units if not unit.given], share).items():
         placed[split].extend(more)
 
     _check(placed, units, any_given, source)
+    if certification or placed[CERTIFICATION]:
+        _check_certification(placed[CERTIFICATION], source)
     rows = {split: [row for unit in members for row in unit.rows] for split, members in placed.items()}
     rows["train"] += synthetic
-    return Splits(*(_filled(rows[split], split) for split in SPLITS))
+    return Splits(*(_filled(rows[split], split) for split in (*SPLITS, CERTIFICATION)))
 
 
 def _filled(rows: Iterable[Row], split: str) -> list[Row]:
@@ -191,4 +220,12 @@ def _check(placed: dict[str, list[_Unit]], units: Sequence[_Unit], any_given: bo
         raise UserError(
             f"{source}: no OK image is in the train split",
             "Detectors learn from OK images: give some OK rows the split train, or add OK images.",
+        )
+
+
+def _check_certification(units: Sequence[_Unit], source: object) -> None:
+    if not any(unit.holds[NG] for unit in units):
+        raise UserError(
+            f"{source}: no NG is in the certification split, so it certifies nothing",
+            "Add NG, give some NG rows the split certification, or leave splits.certification out of the recipe.",
         )

@@ -91,7 +91,7 @@ def choose_rows(bundle: Bundle, manifest: Manifest, split: SplitChoice) -> Selec
     if split == "auto":
         split = "test" if own else "all"
     if split == "all":
-        rows, name = list(manifest.rows), "whole data set"
+        rows, name = _all_but_reserved(bundle, manifest, own), "whole data set"
     else:
         rows = getattr(_splits(bundle, manifest) if own else _given_splits(manifest, split), split)
         name = f"{split} split"
@@ -173,18 +173,27 @@ def build_report(
     return render_report(bundle_manifest, scored, metrics, gallery, evaluated=evaluated, notes=notes)
 
 
+def _all_but_reserved(bundle: Bundle, manifest: Manifest, own: bool) -> list[Row]:
+    """Every row but those of the bundle's certification split, which no figure but the certificate may come from."""
+    if not own or bundle.manifest.operating_point.certified_on != "certification":
+        return list(manifest.rows)
+    reserved = {row.path for row in _splits(bundle, manifest).certification}
+    return [row for row in manifest.rows if row.path not in reserved]
+
+
 def _splits(bundle: Bundle, manifest: Manifest) -> Splits:
     recipe = bundle.manifest.recipe
     try:
         seed = int(recipe.get("seed", 0))
         shares = recipe.get("splits")
         fractions = [float(shares[name]) for name in ("train", "calibration", "test")] if shares else None
+        certification = float(shares.get("certification", 0)) if shares else 0.0
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{bundle.path}: the recipe's seed or splits cannot be read: {error!r}.") from error
     splits = (
         assign_splits(manifest, seed)
         if fractions is None
-        else assign_splits(manifest, seed, (fractions[0], fractions[1], fractions[2]))
+        else assign_splits(manifest, seed, (fractions[0], fractions[1], fractions[2]), certification)
     )
     if splits.fingerprint != bundle.manifest.dataset.split_fingerprint:
         raise UserError(

@@ -66,10 +66,12 @@ def render_report(
 
 
 def headline(operating_point: OperatingPoint) -> tuple[str, str]:
-    """(`good`, `warn` or `bad`, the certificate in a few words)."""
+    """(`good`, `warn` or `bad`, the certificate in a few words); `good` only where it holds for new parts."""
     target = f"{100 * operating_point.target_fnr:.6g} %"
-    if operating_point.basis == "certified":
+    if operating_point.for_new_parts:
         return "good", f"FNR certified to be at most {target}"
+    if operating_point.certified:
+        return "warn", f"FNR certified to be at most {target} for parts of the groups that were seen, not for new ones"
     if operating_point.basis == "smallest-certifiable":
         return "warn", f"The target FNR of {target} is not certified"
     return "bad", "The FNR is unknown"

@@ -180,8 +180,11 @@ def run_arm(arm: Arm, seed: int, study: Study) -> ArmResult:
 
 
 def base_splits(manifest: Manifest, recipe: Recipe, settings: StudySettings) -> Splits:
-    """The recipe's splits of the camera's images, each with no more of them than the settings allow."""
-    splits = assign_splits(manifest, recipe.seed, recipe.splits.fractions)
+    """The recipe's splits of the camera's images, each with no more of them than the settings allow.
+
+    The certification split is left out: a design that was chosen by looking at it could not be certified on it.
+    """
+    splits = assign_splits(manifest, recipe.seed, recipe.splits.fractions, recipe.splits.certification)
 
     def capped(rows: list[Row]) -> list[Row]:
         left = {OK: settings.most_ok, NG: settings.most_ng}
