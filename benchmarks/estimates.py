@@ -8,6 +8,7 @@ Notable here:
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,11 +16,17 @@ import numpy as np
 import typer
 
 from benchmarks.command import main, progress, single_command
-from benchmarks.estimates_scenarios import Parts, Scenario, scenarios
-from kizu.service.quality.estimates import Counts, estimate_fnr
+from benchmarks.estimates_before import fnr_bounds_before
+from benchmarks.estimates_scenarios import Parts, Scenario, audits, scenarios
+from kizu.models.rates import clopper_pearson_upper
+from kizu.service.quality.counts import Counts
+from kizu.service.quality.estimates import estimate_fnr
 from kizu.service.quality.repository import Cell
 
 CONFIDENCE = 0.95
+DAYS = 5
+
+Bounds = Callable[[Counts, float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -38,29 +45,39 @@ class Coverage:
 
 def tally(parts: Parts) -> list[Cell]:
     """Return the counts that the repository's query would return."""
+    day = (DAYS * parts.time).astype(int)
+    share = np.ones((DAYS, 2))
+    waiting = parts.queued & ~parts.reviewed
+    np.minimum.at(share, (day[waiting], parts.flagged[waiting].astype(int)), parts.order[waiting])
+    drawn = parts.order < share[day, parts.flagged.astype(int)]
     label = np.where(~parts.reviewed, 0, np.where(parts.called_ng, 2, 1))
-    codes, counts = np.unique(label * 4 + parts.flagged * 2 + parts.audited, return_counts=True)
+    codes, counts = np.unique(day * 32 + label * 8 + drawn * 4 + parts.flagged * 2 + parts.audited, return_counts=True)
     return [
         Cell(
             key=None,
             verdict="NG" if code & 2 else "OK",
             audited=bool(code & 1),
             audit_probability=None if code & 2 else parts.probability,
-            label=(None, "OK", "NG")[code >> 2],
+            label=(None, "OK", "NG")[code // 8 % 4],
             count=count,
+            day=str(code // 32),
+            share=float(share[code // 32, code // 2 % 2]) if code & 3 else 1.0,
+            drawn=bool(code & 4),
         )
         for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
     ]
 
 
-def coverage(scenario: Scenario, runs: int, seed: int) -> Coverage:
+def bounds_now(counts: Counts, confidence: float) -> tuple[float, float]:
+    """Return (lower, upper) as the service computes them."""
+    found = estimate_fnr(counts, confidence)
+    return found.lower, found.upper
+
+
+def coverage(scenario: Scenario, runs: int, seed: int, bounds: Bounds = bounds_now) -> Coverage:
     """Return how often and how widely the bounds hold the truth."""
     rng = np.random.default_rng([seed, zlib.crc32(scenario.name.encode())])
-    bounds = np.empty((runs, 2))
-    for run in range(runs):
-        found = estimate_fnr(Counts.of(tally(scenario.draw(rng))), CONFIDENCE)
-        bounds[run] = found.lower, found.upper
-    lower, upper = bounds.T
+    lower, upper = np.array([bounds(Counts.of(tally(scenario.draw(rng))), CONFIDENCE) for _ in range(runs)]).T
     return Coverage(
         float((upper < scenario.truth).mean()),
         float((lower > scenario.truth).mean()),
@@ -69,23 +86,43 @@ def coverage(scenario: Scenario, runs: int, seed: int) -> Coverage:
     )
 
 
+def usefulness(rate: float, runs: int, seed: int) -> tuple[float, float]:
+    """Return median and maximum of the upper bound over the plain binomial bound of the audits."""
+    rng = np.random.default_rng([seed, round(rate * 1000)])
+    ratios = []
+    for _ in range(runs):
+        counts = Counts.of(tally(audits(rng, rate)))
+        missed = counts.passed * clopper_pearson_upper(counts.fn, counts.audited, (1 + CONFIDENCE) / 2)
+        ratios.append(bounds_now(counts, CONFIDENCE)[1] / (missed / (missed + counts.tp)))
+    return float(np.median(ratios)), max(ratios)
+
+
 def run(
     runs: Annotated[int, typer.Option(min=1, help="Simulated runs per scenario.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of the simulation.")] = 0,
 ) -> None:
-    """Simulate every scenario and print a table in Markdown."""
+    """Simulate every scenario, before and now, and print tables in Markdown."""
     say = progress()
     lines = [
-        "| scenario | upper below truth | lower above truth | median width | median upper |",
-        "|---|---|---|---|---|",
+        "| scenario | upper < truth | lower > truth | median width | median upper "
+        "| before: upper < truth | lower > truth | median width | median upper |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for scenario in scenarios():
-        found = coverage(scenario, runs, seed)
-        lines.append(
-            f"| {scenario.name} | {found.upper_misses:.1%} | {found.lower_misses:.1%} | {found.width:.3f} "
-            f"| {found.upper:.3f} |"
-        )
+        columns = [
+            f"{found.upper_misses:.1%} | {found.lower_misses:.1%} | {found.width:.3f} | {found.upper:.3f}"
+            for found in (coverage(scenario, runs, seed, bounds) for bounds in (bounds_now, fnr_bounds_before))
+        ]
+        lines.append(f"| {scenario.name} | {' | '.join(columns)} |")
         say(lines[-1])
+    lines += [
+        "",
+        "| audit rate, all queued reviewed | upper / plain binomial bound: median | maximum |",
+        "|---|---|---|",
+    ]
+    for rate in (0.02, 0.1, 0.5):
+        median, largest = usefulness(rate, runs, seed)
+        lines.append(f"| {rate} | {median:.2f} | {largest:.2f} |")
     typer.echo("\n".join(lines))
 
 
