@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
+
+from kizu.service.identifiers import new_id
+from kizu.service.inspections.order import as_share, place_of
 
 from .bundles import picture
 from .conftest import MakeRecipe, assert_problem, inspected
@@ -70,31 +74,42 @@ def test_reviews_of_nothing(server: Server) -> None:
     assert_problem(broken, 422)
 
 
-def test_the_queue_holds_flagged_and_sampled_passes_oldest_first(server: Server, add_recipe: MakeRecipe) -> None:
+def in_order(inspections: list[dict]) -> list[str]:
+    return sorted((inspection["id"] for inspection in inspections), key=lambda found: found.replace("-", "")[-12:])
+
+
+def test_the_queue_holds_flagged_and_sampled_passes_in_random_order(server: Server, add_recipe: MakeRecipe) -> None:
     """These services sample every pass for audit."""
     recipe = add_recipe(server, review_threshold=0.3)
     waiting = [inspected(server, recipe, picture(value)) for value in (200, 5, 100, 6, 201)]
     found = queue(server, recipe)
-    assert [item["id"] for item in found["items"]] == [inspection["id"] for inspection in waiting]
+    assert [item["id"] for item in found["items"]] == in_order(waiting)
     assert found["pending"] == 5
     review(server, waiting[0], "NG")
     review(server, waiting[1], "OK")
-    assert [item["id"] for item in queue(server, recipe)["items"]] == [inspection["id"] for inspection in waiting[2:]]
+    assert [item["id"] for item in queue(server, recipe)["items"]] == in_order(waiting[2:])
+
+
+def test_the_order_of_the_queue_is_uniform_and_not_that_of_arrival() -> None:
+    places = [as_share(place_of(new_id())) for _ in range(2000)]
+    assert abs(sum(places) / 2000 - 0.5) < 5 * (1 / 12 / 2000) ** 0.5
+    rising = sum(a < b for a, b in pairwise(places))
+    assert abs(rising - 1000) < 5 * (2000 / 12) ** 0.5
 
 
 def test_the_queue_is_blind_unless_asked(server: Server, recipe: str) -> None:
     inspections = [inspected(server, recipe, picture(value)) for value in (5, 200)]
-    passed, flagged = queue(server, recipe)["items"]
-    assert set(passed) == set(flagged)
-    assert not {"verdict", "score", "threshold", "audited"} & set(passed)
-    assert "heatmap" not in passed["links"]
-    shown = queue(server, recipe, blind="false")["items"]
-    assert [item["verdict"] for item in shown] == ["OK", "NG"]
-    assert [item["score"] for item in shown] == [inspection["score"] for inspection in inspections]
+    first, second = queue(server, recipe)["items"]
+    assert set(first) == set(second)
+    assert not {"verdict", "score", "threshold", "audited"} & set(first)
+    assert "heatmap" not in first["links"]
+    shown = {item["id"]: item for item in queue(server, recipe, blind="false")["items"]}
+    assert [shown[inspection["id"]]["verdict"] for inspection in inspections] == ["OK", "NG"]
+    assert [shown[inspection["id"]]["score"] for inspection in inspections] == [i["score"] for i in inspections]
 
 
 def test_the_queue_in_pages(server: Server, recipe: str) -> None:
-    expected = [inspected(server, recipe, picture(200 + i))["id"] for i in range(7)]
+    expected = in_order([inspected(server, recipe, picture(200 + i)) for i in range(7)])
     first = queue(server, recipe, limit="4")
     second = queue(server, recipe, limit="4", cursor=first["next"])
     assert [item["id"] for item in first["items"] + second["items"]] == expected

@@ -25,10 +25,14 @@ def get_quality(
     until: Annotated[Moment | None, Query(description="Received before.")] = None,
     group_by: Annotated[GroupBy | None, Query(description="`day` is a day in UTC.")] = None,
     confidence: Annotated[float, Query(ge=0.5, le=0.9999)] = 0.95,
+    simultaneous: Annotated[
+        bool, Query(description="Widen the groups' intervals until all hold at once (Bonferroni).")
+    ] = False,
 ) -> QualityReport:
     """Return specificity, FNR, overkill and escape rate from reviewed inspections, each with its counts and bounds.
 
     Rates among reviewed parts are biased where mostly flagged parts are reviewed; `caveats` says so, and
-    `fnr_estimate` corrects for it with the audit samples.
+    `fnr_estimate` corrects for it with the audit samples. It describes the process; `realised` bounds what happened to
+    the inspected parts themselves.
     """
-    return service.report(database, recipe, since, until, group_by, confidence)
+    return service.report(database, recipe, since, until, group_by, confidence, simultaneous)

@@ -1,4 +1,4 @@
-"""The query behind every quality figure: counts of inspections by verdict, audit and label."""
+"""The query behind every quality figure: counts of inspections by verdict, audit, label and place in the queue."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from kizu.service.identifiers import first_id_at
+from kizu.service.inspections.order import as_share, place
 from kizu.service.inspections.tables import Inspection
 from kizu.service.registry.tables import Model
 
@@ -26,34 +27,72 @@ class Cell:
     audit_probability: float | None
     label: str | None
     count: int
+    day: str | None = None
+    """The day of receipt, in UTC."""
+    share: float = 1.0
+    """In [0, 1]: the place of the first inspection that waits, among those of the same key, day and probability."""
+    drawn: bool = True
+    """Placed before the first one that waits."""
 
 
 def cells(
     session: Session, recipe: str, since: datetime | None, until: datetime | None, group_by: GroupBy | None
 ) -> list[Cell]:
-    """Return counts by group key, verdict, audit and label."""
-    key = None if group_by is None else _key(session, group_by)
-    by = [Inspection.verdict, Inspection.audited, Inspection.audit_probability, Inspection.label]
-    shown = sa.null() if key is None else key
-    grouped = by if key is None else [*by, key]
-    query = sa.select(shown, *by, sa.func.count()).where(Inspection.recipe == recipe).group_by(*grouped)
+    """Return counts by group key, day, verdict, audit, label, and place before or behind the first one that waits."""
+    shown = sa.null() if group_by is None else _key(session, group_by)
+    flagged = Inspection.verdict != "OK"
+    queued = sa.or_(flagged, Inspection.audited)
+    columns = {
+        "key": shown,
+        "day": _key(session, "day"),
+        "verdict": Inspection.verdict,
+        "audited": Inspection.audited,
+        "probability": Inspection.audit_probability,
+        "label": Inspection.label,
+    }
+    rows = sa.select(*(column.label(name) for name, column in columns.items()), flagged.label("flagged"))
+    rows = rows.where(Inspection.recipe == recipe)
     if group_by == "model_version":
-        query = query.join(Model, Model.id == Inspection.model_id)
+        rows = rows.join(Model, Model.id == Inspection.model_id)
     if since is not None:
-        query = query.where(Inspection.id >= first_id_at(since))
+        rows = rows.where(Inspection.id >= first_id_at(since))
     if until is not None:
-        query = query.where(Inspection.id < first_id_at(until))
+        rows = rows.where(Inspection.id < first_id_at(until))
     return [
         Cell(
             key=None if key is None else f"{recipe} v{key}" if group_by == "model_version" else str(key),
+            day=str(day),
             verdict=verdict,
             audited=audited,
             audit_probability=probability,
             label=label,
+            share=1.0 if first is None else as_share(first),
+            drawn=drawn,
             count=count,
         )
-        for key, verdict, audited, probability, label, count in session.execute(query)
+        for key, day, verdict, audited, probability, label, first, drawn, count in (
+            *session.execute(_counted(rows.where(sa.not_(queued)))),
+            *session.execute(_counted(_with_first_waiting(session, rows.where(queued)))),
+        )
     ]
+
+
+def _counted(rows: sa.Select[Any]) -> sa.Select[Any]:
+    """Count rows that agree; `first` is NULL and `drawn` true where the rows have no place in the queue."""
+    table = rows.subquery()
+    by = [table.c[name] for name in ("key", "day", "verdict", "audited", "probability", "label")]
+    if "first" not in table.c:
+        return sa.select(*by, sa.null(), sa.true(), sa.func.count()).group_by(*by)
+    by += [table.c.first, sa.or_(table.c.first.is_(None), table.c.place < table.c.first).label("drawn")]
+    return sa.select(*by, sa.func.count()).group_by(*by)
+
+
+def _with_first_waiting(session: Session, rows: sa.Select[Any]) -> sa.Select[Any]:
+    """Add each row's place, and the first place in its stratum that has no label."""
+    table = rows.add_columns(place(session).label("place")).subquery()
+    waiting = sa.case((table.c.label.is_(None), table.c.place))
+    stratum = [table.c.key, table.c.day, table.c.flagged, table.c.probability]
+    return sa.select(table, sa.func.min(waiting).over(partition_by=stratum).label("first"))
 
 
 def _key(session: Session, group_by: GroupBy) -> sa.ColumnElement[Any]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Literal
+from urllib.parse import quote
 
 from pydantic import BaseModel, Field
 
 from kizu.models.rates import Rate
 from kizu.service.fields import Moment
 from kizu.service.quality import estimates
-from kizu.service.quality.estimates import Counts, RateEstimate
+from kizu.service.quality.caveats import caveats, reviews_needed
+from kizu.service.quality.counts import Counts
+from kizu.service.quality.estimates import RateEstimate, RealisedCounts
 from kizu.service.quality.repository import GroupBy
 
 
@@ -30,7 +34,7 @@ class RateView(BaseModel):
 
 
 class EstimateView(BaseModel):
-    """A rate over all inspections, reviewed or not, with conservative bounds."""
+    """A rate of the process, estimated from all inspections, reviewed or not, with conservative bounds."""
 
     rate: float | None
     lower: float
@@ -42,6 +46,41 @@ class EstimateView(BaseModel):
     def of(cls, estimate: RateEstimate) -> EstimateView:
         """Return the view of an estimate."""
         return cls.model_validate(asdict(estimate))
+
+
+class RealisedView(BaseModel):
+    """NG among the inspected parts themselves, bounded where not all have been reviewed."""
+
+    missed_lower: float
+    missed_upper: float
+    caught_lower: float
+    caught_upper: float
+    fnr_lower: float
+    fnr_upper: float
+    confidence: float
+
+    @classmethod
+    def of(cls, found: RealisedCounts) -> RealisedView:
+        """Return the view of bounds."""
+        fnr = found.fnr
+        return cls(
+            missed_lower=found.missed[0],
+            missed_upper=found.missed[1],
+            caught_lower=found.caught[0],
+            caught_upper=found.caught[1],
+            fnr_lower=fnr[0],
+            fnr_upper=fnr[1],
+            confidence=found.confidence,
+        )
+
+
+class ReviewsNeededView(BaseModel):
+    """Reviews that would narrow the bounds."""
+
+    what: Literal["audit samples", "flagged"]
+    count: int
+    sentence: str
+    queue: str = Field(description="Path of the queue that holds them.")
 
 
 class Coverage(BaseModel):
@@ -69,11 +108,13 @@ class Quality(BaseModel):
     escape_rate: RateView = Field(description="fn / (fn + tn), among reviewed passes.")
     fnr_estimate: EstimateView
     specificity_estimate: EstimateView
+    realised: RealisedView = Field(description="The inspected parts themselves, not the process behind them.")
+    reviews_needed: list[ReviewsNeededView] = Field(description="What to review to narrow the bounds.")
     review_coverage: Coverage
     caveats: list[str] = Field(description="What these figures do not say.")
 
     @classmethod
-    def fields_of(cls, counts: Counts, confidence: float) -> dict[str, object]:
+    def fields_of(cls, recipe: str, counts: Counts, confidence: float) -> dict[str, object]:
         """Return the fields that follow from the counts."""
         return {
             "inspected": counts.passed + counts.flagged,
@@ -87,12 +128,17 @@ class Quality(BaseModel):
             **{name: RateView.of(rate) for name, rate in estimates.rates(counts, confidence).items()},
             "fnr_estimate": EstimateView.of(estimates.estimate_fnr(counts, confidence)),
             "specificity_estimate": EstimateView.of(estimates.estimate_specificity(counts, confidence)),
+            "realised": RealisedView.of(estimates.realised(counts, confidence)),
+            "reviews_needed": [
+                ReviewsNeededView(**asdict(needed), queue=f"/v1/reviews/queue?recipe={quote(recipe, safe='')}")
+                for needed in reviews_needed(counts)
+            ],
             "review_coverage": Coverage(
                 flagged=RateView.of(Rate(counts.reviewed_flagged, counts.flagged, confidence)),
                 passed=RateView.of(Rate(counts.reviewed_passed, counts.passed, confidence)),
                 audited=counts.audited,
             ),
-            "caveats": estimates.caveats(counts),
+            "caveats": caveats(counts),
         }
 
 
@@ -110,3 +156,4 @@ class QualityReport(Quality):
     until: Moment | None
     group_by: GroupBy | None
     groups: list[QualityGroup]
+    model_versions: list[QualityGroup] = Field(description="Each version by itself, where several decided; else empty.")

@@ -6,8 +6,8 @@ from collections import defaultdict
 from datetime import datetime
 
 from kizu.service.problems import Problem
-from kizu.service.quality import repository
-from kizu.service.quality.estimates import Counts
+from kizu.service.quality import caveats, repository
+from kizu.service.quality.counts import Counts
 from kizu.service.quality.repository import Cell, GroupBy
 from kizu.service.quality.schemas import QualityGroup, QualityReport
 from kizu.service.registry import repository as registry
@@ -24,6 +24,7 @@ def report(
     until: datetime | None,
     group_by: GroupBy | None,
     confidence: float,
+    simultaneous: bool = False,
 ) -> QualityReport:
     """Return the figures for a span of time, as a whole and by group.
 
@@ -36,29 +37,52 @@ def report(
     with database.reading() as session:
         if not registry.recipe_exists(session, recipe):
             raise UnknownRecipeError(recipe)
-        cells = repository.cells(session, recipe, since, until, group_by)
-    grouped: dict[str | None, list[Cell]] = defaultdict(list)
-    if group_by is not None:
-        for cell in cells:
-            grouped[cell.key].append(cell)
+        total = Counts.of(repository.cells(session, recipe, since, until, None))
+        by_version = _grouped(repository.cells(session, recipe, since, until, "model_version"))
+        grouped = by_version
+        if group_by != "model_version":
+            grouped = _grouped(repository.cells(session, recipe, since, until, group_by) if group_by else [])
     if len(grouped) > MAX_GROUPS:
         raise Problem(
             422, "too-many-groups", f"That makes {len(grouped)} groups.", "Narrow the span with since and until."
         )
-    groups = [
-        QualityGroup.model_validate({"key": key, **QualityGroup.fields_of(Counts.of(grouped[key]), confidence)})
-        for key in sorted(grouped, key=_natural_order)
-    ]
+    whole = QualityReport.fields_of(recipe, total, confidence)
+    versions = _groups(recipe, by_version, confidence) if len(by_version) > 1 else []
     return QualityReport.model_validate(
         {
+            **whole,
             "recipe": recipe,
             "since": since,
             "until": until,
             "group_by": group_by,
-            "groups": groups,
-            **QualityReport.fields_of(Counts.of(cells), confidence),
+            "groups": _groups(recipe, grouped, _confidence(confidence, len(grouped), simultaneous)),
+            "model_versions": versions,
+            "caveats": [
+                *caveats.caveats(total),
+                *([caveats.of_versions([str(version.key) for version in versions])] if versions else []),
+                *([caveats.of_groups(len(grouped), confidence, simultaneous)] if len(grouped) > 1 else []),
+            ],
         }
     )
+
+
+def _confidence(confidence: float, intervals: int, simultaneous: bool) -> float:
+    """Return the confidence of each of several intervals; Bonferroni where all are to hold at once."""
+    return 1 - (1 - confidence) / max(intervals, 1) if simultaneous else confidence
+
+
+def _grouped(cells: list[Cell]) -> dict[str | None, Counts]:
+    grouped: dict[str | None, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        grouped[cell.key].append(cell)
+    return {key: Counts.of(group) for key, group in grouped.items()}
+
+
+def _groups(recipe: str, grouped: dict[str | None, Counts], confidence: float) -> list[QualityGroup]:
+    return [
+        QualityGroup.model_validate({"key": key, **QualityGroup.fields_of(recipe, grouped[key], confidence)})
+        for key in sorted(grouped, key=_natural_order)
+    ]
 
 
 def _natural_order(key: str | None) -> tuple[bool, int, str]:

@@ -46,7 +46,7 @@ def create_review(database: InjectedDatabase, inspection_id: UUID, review: NewRe
 @router.get(
     "/reviews/queue",
     tags=["reviews"],
-    summary="What waits for a review, oldest first",
+    summary="What waits for a review, in random order",
     response_model_exclude_unset=True,
     responses=responses(404, 422),
 )
@@ -59,5 +59,9 @@ def get_queue(
         bool, Query(description="Leave verdict and score out, so that they do not bias the reviewer.")
     ] = True,
 ) -> Queue:
-    """List unreviewed NG and REVIEW verdicts, mixed with audit samples of passed parts."""
+    """List unreviewed NG and REVIEW verdicts, mixed with audit samples of passed parts.
+
+    The order is random and fixed, so that the reviewed ones are a random draw of all, and quality can say how it bounds
+    the others.
+    """
     return service.queue(database, recipe, decode_cursor(cursor), limit, blind)

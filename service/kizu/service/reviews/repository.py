@@ -8,6 +8,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from kizu.service.inspections.order import place, place_of
 from kizu.service.inspections.tables import Inspection
 from kizu.service.reviews.tables import Review
 
@@ -38,10 +39,12 @@ def _waiting(recipe: str) -> sa.ColumnElement[bool]:
 
 
 def queue(session: Session, recipe: str, after: UUID | None, limit: int) -> Sequence[Inspection]:
-    """Return the inspections that wait for a review, behind the inspection `after`, oldest first."""
-    query = sa.select(Inspection).where(_waiting(recipe)).order_by(Inspection.id).limit(limit)
+    """Return the inspections that wait for a review, behind the inspection `after`, in the random order."""
+    order = place(session)
+    query = sa.select(Inspection).where(_waiting(recipe)).order_by(order, Inspection.id).limit(limit)
     if after is not None:
-        query = query.where(Inspection.id > after)
+        here = place_of(after)
+        query = query.where(sa.or_(order > here, sa.and_(order == here, Inspection.id > after)))
     return session.scalars(query).all()
 
 

@@ -1,7 +1,9 @@
 """Reviews: store labels, and queue inspections for review.
 
-Flagged inspections and audit samples share one queue and cannot be distinguished in it: a reviewer who knows the
-model's verdict tends to confirm it.
+Notable here:
+- Flagged inspections and audit samples share one queue and cannot be distinguished in it: a reviewer who knows the
+  model's verdict tends to confirm it.
+- The queue's order is random, so that those reviewed first are a fair draw of those that wait.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def detail(database: Database, inspection_id: UUID) -> InspectionDetail:
 
 
 def queue(database: Database, recipe: str, after: UUID | None, limit: int, blind: bool) -> Queue:
-    """Return one page of the inspections that wait for a review, oldest first; raises UnknownRecipeError."""
+    """Return one page of the inspections that wait for a review, in random order; raises UnknownRecipeError."""
     with database.reading() as session:
         if not registry.recipe_exists(session, recipe):
             raise UnknownRecipeError(recipe)

@@ -1,0 +1,84 @@
+"""Sentences on what the figures do not say, and on which reviews would say more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kizu.service.quality.counts import Counts
+
+
+@dataclass(frozen=True)
+class ReviewsNeeded:
+    """Reviews that would narrow the bounds."""
+
+    what: Literal["audit samples", "flagged"]
+    count: int
+    sentence: str
+
+
+def caveats(counts: Counts) -> list[str]:
+    """Return the limits of the figures, as sentences."""
+    sentences = []
+    if counts.reviewed_passed < counts.passed:
+        sentences.append(
+            f"Only {counts.reviewed_passed} of {counts.passed} passed inspections have been reviewed. Misses among the "
+            "others are unseen, so fnr is likely too low and specificity too low as well; fnr_estimate and "
+            "specificity_estimate correct for this with the audit samples."
+        )
+    waiting = counts.flagged - counts.reviewed_flagged
+    if waiting:
+        sentences.append(
+            f"Only {counts.reviewed_flagged} of {counts.flagged} flagged inspections have been reviewed. The bounds "
+            "extrapolate from reviews in the random order of the queue; where they cannot, any of the others may be NG."
+        )
+    samples = counts.sampled - counts.audited
+    if samples:
+        sentences.append(
+            f"{samples} of {counts.sampled} audit samples still wait for a review. The bounds extrapolate from reviews "
+            "in the random order of the queue; where they cannot, any of the others may be NG."
+        )
+    if samples or waiting:
+        sentences.append("The bounds assume that reviewers do not stop because of what they found.")
+    never = sum(stratum.unknown for stratum in counts.passes if not stratum.probability)
+    if never:
+        sentences.append(f"{never} inspections passed while the audit rate was 0; nothing can be estimated about them.")
+    if counts.tp + counts.fn == 0:
+        sentences.append("No NG has been confirmed yet, so nothing is known about the FNR.")
+    if counts.passed + counts.flagged:
+        sentences.append("The bounds assume that labels are right and that NG occur independently of each other.")
+    return sentences
+
+
+def of_versions(names: list[str]) -> str:
+    """Return the caveat of figures that pool several champions."""
+    return (
+        f"{len(names)} model versions decided in this span ({', '.join(names)}); the figures pool them. model_versions "
+        "has each by itself."
+    )
+
+
+def of_groups(groups: int, confidence: float, simultaneous: bool) -> str:
+    """Return the caveat of many intervals in one answer."""
+    if simultaneous:
+        return (
+            f"The intervals of the {groups} groups are widened (Bonferroni): for each figure, all of them hold at once "
+            "with the confidence that was asked for."
+        )
+    return (
+        f"Each of the {groups} groups has its own interval at {confidence:.4g} for each figure, so that up to "
+        f"{groups * (1 - confidence):.2g} of them are expected to miss; simultaneous=true widens them until all hold."
+    )
+
+
+def reviews_needed(counts: Counts) -> list[ReviewsNeeded]:
+    """Return which reviews would narrow the bounds, the more useful first."""
+    needed = []
+    samples, flagged = counts.sampled - counts.audited, counts.flagged - counts.reviewed_flagged
+    if samples:
+        needed.append(
+            ReviewsNeeded("audit samples", samples, f"Review these {samples} audit samples: the queue mixes them in.")
+        )
+    if flagged:
+        needed.append(ReviewsNeeded("flagged", flagged, f"Review these {flagged} flagged inspections."))
+    return needed

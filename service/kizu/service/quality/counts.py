@@ -1,0 +1,137 @@
+"""Counts of inspections by stratum: what the estimates know.
+
+Notable here:
+- A stratum is one day's flagged inspections, or one day's passes with the same audit probability.
+- `share` is the part of a stratum's random order in which everything has been reviewed. Up to there the reviewed are a
+  random draw of the service's own; behind it they are whatever people chose to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from kizu.service.quality.repository import Cell
+
+
+@dataclass
+class ReviewStratum:
+    """Counts of inspections that had the same probability to be queued for review, on the same day."""
+
+    probability: float
+    """Probability with which an inspection was queued: 1 for flagged ones."""
+    share: float = 1.0
+    """In [0, 1]: below this place of the random order, every queued inspection has been reviewed."""
+    total: int = 0
+    ng: int = 0
+    """Reviewed and NG, whoever chose to review them."""
+    ok: int = 0
+    """Reviewed and OK, whoever chose to review them."""
+    queued: int = 0
+    waiting: int = 0
+    """Queued and not reviewed."""
+    drawn: int = 0
+    """Queued, reviewed, and placed below `share`."""
+    drawn_ng: int = 0
+
+    def add(self, cell: Cell) -> None:
+        """Add one cell."""
+        queued = cell.count if cell.audited or cell.verdict != "OK" else 0
+        self.share = min(self.share, cell.share)
+        self.total += cell.count
+        self.ng += cell.count * (cell.label == "NG")
+        self.ok += cell.count * (cell.label == "OK")
+        self.queued += queued
+        self.waiting += queued * (cell.label is None)
+        self.drawn += queued * (cell.label is not None and cell.drawn)
+        self.drawn_ng += queued * (cell.label == "NG" and cell.drawn)
+
+    @property
+    def unknown(self) -> int:
+        """Number of inspections without a review."""
+        return self.total - self.ng - self.ok
+
+    @property
+    def inclusion(self) -> float:
+        """Probability with which an inspection of the stratum is among the drawn ones."""
+        return self.probability * self.share
+
+
+@dataclass
+class Counts:
+    """Counts of verdicts and labels. REVIEW counts as flagged: such a part does not leave the line unseen."""
+
+    flagged_strata: dict[str | None, ReviewStratum] = field(default_factory=dict)
+    passed_strata: dict[tuple[str | None, float], ReviewStratum] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, cells: Iterable[Cell]) -> Counts:
+        """Return the sum of cells."""
+        counts = cls()
+        for cell in cells:
+            if cell.verdict != "OK":
+                counts.flagged_strata.setdefault(cell.day, ReviewStratum(1.0)).add(cell)
+            else:
+                probability = cell.audit_probability or 0.0
+                counts.passed_strata.setdefault((cell.day, probability), ReviewStratum(probability)).add(cell)
+        return counts
+
+    @property
+    def flagged_by_day(self) -> list[ReviewStratum]:
+        """Strata of the flagged inspections."""
+        return list(self.flagged_strata.values())
+
+    @property
+    def passes(self) -> list[ReviewStratum]:
+        """Strata of the passed inspections."""
+        return list(self.passed_strata.values())
+
+    @property
+    def tp(self) -> int:
+        """Number of flagged inspections reviewed as NG."""
+        return sum(stratum.ng for stratum in self.flagged_by_day)
+
+    @property
+    def fp(self) -> int:
+        """Number of flagged inspections reviewed as OK."""
+        return sum(stratum.ok for stratum in self.flagged_by_day)
+
+    @property
+    def fn(self) -> int:
+        """Number of passed inspections reviewed as NG."""
+        return sum(stratum.ng for stratum in self.passes)
+
+    @property
+    def tn(self) -> int:
+        """Number of passed inspections reviewed as OK."""
+        return sum(stratum.ok for stratum in self.passes)
+
+    @property
+    def flagged(self) -> int:
+        """Number of flagged inspections."""
+        return sum(stratum.total for stratum in self.flagged_by_day)
+
+    @property
+    def passed(self) -> int:
+        """Number of passed inspections."""
+        return sum(stratum.total for stratum in self.passes)
+
+    @property
+    def reviewed_flagged(self) -> int:
+        """Number of flagged inspections that were reviewed."""
+        return self.tp + self.fp
+
+    @property
+    def reviewed_passed(self) -> int:
+        """Number of passed inspections that were reviewed."""
+        return self.tn + self.fn
+
+    @property
+    def sampled(self) -> int:
+        """Number of audit samples."""
+        return sum(stratum.queued for stratum in self.passes)
+
+    @property
+    def audited(self) -> int:
+        """Number of audit samples that were reviewed."""
+        return self.sampled - sum(stratum.waiting for stratum in self.passes)

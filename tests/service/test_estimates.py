@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.estimates import coverage, tally, usefulness
+from benchmarks.estimates_before import fnr_bounds_before
+from benchmarks.estimates_scenarios import scenarios
+from kizu.models.rates import Rate, clopper_pearson_lower, clopper_pearson_upper
+from kizu.service.quality.caveats import caveats, reviews_needed
+from kizu.service.quality.counts import Counts
+from kizu.service.quality.estimates import estimate_fnr, estimate_specificity, realised
+from kizu.service.quality.repository import Cell
+
+
+def flagged(count: int, label: str | None, *, share: float = 1.0, drawn: bool = True, day: str = "1") -> Cell:
+    return Cell(None, "NG", False, None, label, count, day, share, drawn)
+
+
+def passed(
+    count: int,
+    label: str | None,
+    *,
+    sampled: bool,
+    probability: float = 0.1,
+    share: float = 1.0,
+    drawn: bool = True,
+    day: str = "1",
+) -> Cell:
+    return Cell(None, "OK", sampled, probability, label, count, day, share, drawn)
+
+
+PLANT = [
+    flagged(20, "NG"),
+    flagged(30, "OK"),
+    passed(900, None, sampled=False),
+    passed(98, "OK", sampled=True),
+    passed(2, "NG", sampled=True),
+]
+"""1 050 inspected; all 50 flagged and 100 of 1 000 passes reviewed, sampled with probability 0.1; 2 of those NG."""
+
+
+def test_fnr_from_an_audit_sample_by_hand() -> None:
+    estimate = estimate_fnr(Counts.of(PLANT), 0.95)
+    # Horvitz–Thompson: each NG found in the sample stands for ten.
+    assert estimate.rate == pytest.approx(20 / (20 + 20))
+    # 2 of the 22 NG that were seen had passed; each of those stands for ten.
+    upper, lower = clopper_pearson_upper(2, 22, 0.975), clopper_pearson_lower(2, 22, 0.975)
+    assert estimate.upper == pytest.approx(10 * upper / (10 * upper + 1 - upper))
+    assert estimate.lower == pytest.approx(10 * lower / (10 * lower + 1 - lower))
+    assert estimate.reason is None
+
+
+def test_specificity_from_an_audit_sample_by_hand() -> None:
+    estimate = estimate_specificity(Counts.of(PLANT), 0.95)
+    assert estimate.rate == pytest.approx((1000 - 20) / (1000 - 20 + 30))
+    assert estimate.rate is not None
+    assert estimate.lower < estimate.rate < estimate.upper
+
+
+def test_strata_of_different_probability_are_weighted_apart() -> None:
+    cells = [
+        flagged(10, "NG"),
+        *(passed(90, None, sampled=False), passed(9, "OK", sampled=True), passed(1, "NG", sampled=True)),
+        passed(50, None, sampled=False, probability=0.5),
+        passed(46, "OK", sampled=True, probability=0.5),
+        passed(4, "NG", sampled=True, probability=0.5),
+    ]
+    missed = 1 / 0.1 + 4 / 0.5
+    assert estimate_fnr(Counts.of(cells), 0.95).rate == pytest.approx(missed / (missed + 10))
+
+
+def waiting(share: float, drawn: bool) -> Counts:
+    """Half of 100 audit samples reviewed, in the order of the queue or not."""
+    return Counts.of(
+        [
+            flagged(10, "NG"),
+            passed(50, None, sampled=True, share=share, drawn=False),
+            passed(49, "OK", sampled=True, share=share, drawn=drawn),
+            passed(1, "NG", sampled=True, share=share, drawn=drawn),
+            passed(900, None, sampled=False),
+        ]
+    )
+
+
+def test_audit_samples_that_wait_count_as_missing_at_random_only_behind_a_random_order() -> None:
+    in_order, chosen = estimate_fnr(waiting(0.5, True), 0.95), estimate_fnr(waiting(0.001, False), 0.95)
+    assert in_order.rate == pytest.approx(20 / 30)
+    assert chosen.rate is None
+    assert "in the order of the queue" in str(chosen.reason)
+    assert chosen.upper > in_order.upper
+    assert any("50 of 100 audit samples still wait" in caveat for caveat in caveats(waiting(0.5, True)))
+
+
+def test_the_answer_names_what_to_review() -> None:
+    needed = reviews_needed(Counts.of([*PLANT, flagged(7, None, share=0.2, drawn=False)]))
+    assert [(reviews.what, reviews.count) for reviews in needed] == [("flagged", 7)]
+    assert "Review these 50 audit samples" in reviews_needed(waiting(0.5, True))[0].sentence
+    assert reviews_needed(Counts.of(PLANT)) == []
+
+
+@pytest.mark.parametrize("flood", [50, 500, 5000, 500_000])
+def test_unreviewed_flagged_parts_never_lower_the_upper_bound(flood: int) -> None:
+    before = estimate_fnr(Counts.of(PLANT), 0.95)
+    after = estimate_fnr(Counts.of([*PLANT, flagged(flood, None, share=1 / flood, drawn=False, day="2")]), 0.95)
+    assert after.upper == pytest.approx(before.upper)
+    assert after.lower < before.lower
+    assert after.rate is None
+
+
+def test_flagged_that_wait_behind_the_random_order_are_extrapolated() -> None:
+    cells = [*PLANT[2:], flagged(20, "NG", share=0.5), flagged(30, "OK", share=0.5)]
+    found = estimate_fnr(Counts.of([*cells, flagged(50, None, share=0.5, drawn=False)]), 0.95)
+    assert found.rate == pytest.approx(20 / (20 + 40))
+
+
+def test_no_stratum_borrows_from_another() -> None:
+    """10 000 passes without any reviewed audit leave no point estimate, whatever the other days say."""
+    silent = passed(200, None, sampled=True, share=0.001, drawn=False, day="2")
+    found = estimate_fnr(Counts.of([*PLANT, passed(9800, None, sampled=False, day="2"), silent]), 0.95)
+    assert found.rate is None
+    assert found.upper > 0.9
+
+
+def test_without_an_audited_pass_there_is_no_estimate() -> None:
+    counts = Counts.of([flagged(20, "NG"), passed(1000, None, sampled=False), passed(30, "OK", sampled=False)])
+    estimate = estimate_fnr(counts, 0.95)
+    assert estimate.rate is None
+    assert estimate.reason == "no audited pass has been reviewed, so FNR cannot be estimated"
+    assert any("Only 30 of 1030 passed inspections" in caveat for caveat in caveats(counts))
+
+
+def test_passes_that_could_never_be_sampled_forbid_an_estimate() -> None:
+    estimate = estimate_fnr(Counts.of([*PLANT, passed(5, None, sampled=False, probability=0.0)]), 0.95)
+    assert estimate.rate is None
+    assert "audit rate was 0" in str(estimate.reason)
+
+
+def test_where_everything_is_reviewed_the_estimate_is_the_rate() -> None:
+    counts = Counts.of(
+        [flagged(18, "NG"), flagged(5, "OK"), passed(2, "NG", sampled=False), passed(75, "OK", sampled=True)]
+    )
+    estimate, rate = estimate_fnr(counts, 0.95), Rate(2, 20)
+    assert (estimate.rate, estimate.lower, estimate.upper) == pytest.approx((rate.value, rate.lower, rate.upper))
+    estimate, rate = estimate_specificity(counts, 0.95), Rate(75, 80)
+    assert (estimate.rate, estimate.lower, estimate.upper) == pytest.approx((rate.value, rate.lower, rate.upper))
+    assert caveats(counts) == ["The bounds assume that labels are right and that NG occur independently of each other."]
+
+
+def test_one_more_review_of_a_small_lot_does_not_change_the_estimand() -> None:
+    """One pass and three flagged NG: the process rate is as uncertain with two of them reviewed as with three."""
+    whole = Counts.of([passed(1, "OK", sampled=True), flagged(3, "NG")])
+    part = Counts.of(
+        [passed(1, "OK", sampled=True), flagged(2, "NG", share=0.9), flagged(1, None, share=0.9, drawn=False)]
+    )
+    assert estimate_fnr(whole, 0.95).upper == pytest.approx(clopper_pearson_upper(0, 3, 0.975))
+    assert estimate_fnr(part, 0.95).upper == pytest.approx(clopper_pearson_upper(0, 2, 0.975))
+    assert realised(whole, 0.95).fnr == (0.0, 0.0)
+    assert realised(part, 0.95).caught == (2, 3)
+
+
+def test_nothing_inspected_knows_nothing() -> None:
+    estimate = estimate_fnr(Counts.of([]), 0.95)
+    assert (estimate.rate, estimate.lower, estimate.upper) == (None, 0.0, 1.0)
+
+
+ADVERSE = [scenario for scenario in scenarios() if "called" not in scenario.name and "overlooked" not in scenario.name]
+RUNS = 120
+
+
+@pytest.mark.parametrize("scenario", ADVERSE, ids=lambda scenario: scenario.name)
+def test_both_bounds_miss_as_rarely_as_they_say(scenario) -> None:
+    found = coverage(scenario, RUNS, seed=0)
+    most = 0.025 + 4 * (0.025 * 0.975 / RUNS) ** 0.5
+    assert found.upper_misses <= most
+    assert found.lower_misses <= most
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5])
+def test_the_upper_bound_stays_useful(rate: float) -> None:
+    """At most 1.5 times the binomial bound of the audits alone, with all that is queued reviewed."""
+    assert usefulness(rate, 40, seed=0)[1] <= 1.5
+
+
+def test_specificity_holds_in_a_backlog() -> None:
+    rng = np.random.default_rng(0)
+    scenario = next(scenario for scenario in scenarios() if scenario.name.endswith("half reviewed, random"))
+    inside = 0
+    for _ in range(RUNS):
+        found = estimate_specificity(Counts.of(tally(scenario.draw(rng))), 0.95)
+        inside += found.lower <= 1 - 0.16 <= found.upper
+    assert inside >= 0.9 * RUNS
+
+
+@pytest.mark.parametrize(
+    "name", ["flood of 500 flagged", "likely NG first among flagged", "all passes, 90% of flagged"]
+)
+def test_the_scenarios_break_bounds_that_extrapolate(name: str) -> None:
+    scenario = next(scenario for scenario in scenarios() if scenario.name.startswith(name))
+    assert coverage(scenario, 60, seed=0, bounds=fnr_bounds_before).upper_misses > 0.15
