@@ -25,8 +25,9 @@ from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSecti
 from kizu.training.synthesis import filtering, generator_job
 from kizu.training.synthesis.generator_job import DefectImages, GeneratorJob
 from kizu.training.training_set import HeldOut, TrainingSet
-from tests.conftest import SMALL
-from tests.training.pretended_gpu import GPU, HostWaitError, MixedDevicesError, pretended_gpu
+
+from ..conftest import SMALL
+from .pretended_gpu import GPU, HostWaitError, MixedDevicesError, pretended_gpu
 
 GEOMETRY = InputGeometry(height=32, width=32, channels=1)
 QUICK = LoopSettings(checkpoint_seconds=1e9, control_every=1, sample_every=2)
