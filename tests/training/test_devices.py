@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kizu.models.bundle import InputGeometry
-from kizu.training import pipeline
+from kizu.training import checkpoint, pipeline
 from kizu.training.data.batches import Batches, LabelledBatches, Stratum
 from kizu.training.data.crops import ng_crops
 from kizu.training.data.render import render_boards
@@ -25,8 +25,9 @@ from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSecti
 from kizu.training.synthesis import filtering, generator_job
 from kizu.training.synthesis.generator_job import DefectImages, GeneratorJob
 from kizu.training.training_set import HeldOut, TrainingSet
-from tests.conftest import SMALL
-from tests.training.pretended_gpu import GPU, HostWaitError, MixedDevicesError, pretended_gpu
+
+from ..conftest import SMALL
+from .pretended_gpu import GPU, HostWaitError, MixedDevicesError, pretended_gpu
 
 GEOMETRY = InputGeometry(height=32, width=32, channels=1)
 QUICK = LoopSettings(checkpoint_seconds=1e9, control_every=1, sample_every=2)
@@ -129,6 +130,22 @@ def test_a_detector_of_ok_parts_trains_on_a_gpu(kind, tmp_path):
     assert score.device == heatmap.device == GPU
 
 
+@pytest.mark.usefixtures("gpu")
+def test_a_resumed_run_has_its_optimisers_on_the_gpu(tmp_path):
+    section = DetectorSection(kind="ganomaly", options=dict(SMALL["ganomaly"]), epochs=2, batch_size=8)
+    batches = Batches(noise(), 8, 0, device=GPU)
+    train(create_detector(GEOMETRY, section), batches, tmp_path)
+    method = create_detector(GEOMETRY, section)
+    method.networks.to(GPU)
+    loop = TrainingLoop(method, batches, tmp_path, identity="x", log=RunLog(None, quiet=True), settings=QUICK)
+    assert loop.resume()
+    for phase in loop.stages[0].phases:
+        moments = [state["exp_avg"] for state in phase.optimizer.state.values()]
+        assert moments
+        assert {moment.device for moment in moments} == {GPU}
+    loop._run_step(loop.stages[0])
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("classifier", {"loss": loss}) for loss in ("bce", "pauc", "neyman-pearson")]
@@ -193,6 +210,9 @@ def test_stylegan2_trains_on_a_gpu(crops, changes, tmp_path, monkeypatch):
     generator = gan_job(crops, tmp_path, measurements=1, **changes).train()
     assert {p.device for p in generator.network.parameters()} == {GPU}
     assert not generator.sample([1, 2], [0, 0], 0.7).images.is_cuda
+    state = checkpoint.load(tmp_path)
+    assert state is not None
+    assert {name.partition(".")[0] for name in state["networks"]} - {"prior"} == {"G", "D", "ada", "path_length"}
 
 
 def test_measured_features_are_computed_on_the_gpu(gpu, crops, tmp_path, monkeypatch):
