@@ -23,35 +23,37 @@ GEOMETRIES = {
 
 @pytest.fixture(scope="module")
 def make_inspector(small_method):
-    def make(kind, geometry):
-        options = {"score": "peak"} if kind in ("ganomaly", "fanogan") else {}
+    def make(kind, geometry, score="peak"):
+        options = {"score": score} if kind in ("ganomaly", "fanogan") else {}
         return Inspector(small_method(kind, geometry, **options).detector(), geometry).eval()
 
     return make
 
 
 # Geometry is the same graph before every detector: one kind meets all of it, the others the two that differ most.
-PAIRS = [("ganomaly", name) for name in GEOMETRIES]
-PAIRS += [
-    (kind, name) for kind in DETECTORS if kind != "ganomaly" for name in ("whole-oblong-rgb", "resized-tiles-rgb")
-]
+TWO = ("whole-oblong-rgb", "resized-tiles-rgb")
+CASES = [("ganomaly", name, "peak") for name in GEOMETRIES]
+CASES += [(kind, name, "peak") for kind in DETECTORS if kind != "ganomaly" for name in TWO]
+PUBLISHED = {"ganomaly": "latent", "fanogan": "izi_f"}
+"""Scores of the papers, which are of other layers than the heatmap and its peak."""
+CASES += [(kind, "whole-oblong-rgb", score) for kind, score in PUBLISHED.items()]
 
 
-@pytest.mark.parametrize(("kind", "name"), PAIRS)
-def test_onnx_and_torch_agree_on_any_number_size_and_colour_of_images(make_inspector, kind, name):
+@pytest.mark.parametrize(("kind", "name", "score"), CASES)
+def test_onnx_and_torch_agree_on_any_number_size_and_colour_of_images(make_inspector, kind, name, score):
     geometry = GEOMETRIES[name]
-    inspector = make_inspector(kind, geometry)
+    inspector = make_inspector(kind, geometry, score)
     exported, reference = Session(export_onnx(inspector), "cpu"), torch_scorer(inspector)
     random = np.random.default_rng(0)
     least = geometry.min_height, geometry.min_width
     for shape in [(1, *least, 1), (3, least[0] + 1, least[1], 3), (2, 131, 95, 1), (1, 200, 300, 3)]:
         images = random.integers(0, 256, shape, dtype=np.uint8)
-        score, heatmap = exported.score(images)
-        expected_score, expected_heatmap = reference(images)
-        assert score.shape == (shape[0],)
+        scores, heatmap = exported.score(images)
+        expected_scores, expected_heatmap = reference(images)
+        assert scores.shape == (shape[0],)
         assert heatmap.shape == expected_heatmap.shape
-        assert score.dtype == heatmap.dtype == np.float32
-        assert relative_difference(score, expected_score) < 1e-5
+        assert scores.dtype == heatmap.dtype == np.float32
+        assert relative_difference(scores, expected_scores) < 1e-5
         assert relative_difference(heatmap, expected_heatmap) < 1e-4
 
 

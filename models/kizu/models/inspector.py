@@ -32,13 +32,17 @@ class Geometry(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Convert, cut into tiles, resize and normalise, see the class."""
+        return self.pixels(image) / 127.5 - 1
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Convert, cut into tiles and resize: float32 [tiles, channels, height, width] from 0 to 255, not rounded."""
         x = self._channels(image.permute(0, 3, 1, 2).to(torch.float32))
         if self.geometry.tile is not None:
             x = self._tiles(x, self.geometry.tile)
         size = (self.geometry.height, self.geometry.width)
         if self.geometry.tile is None or size != (self.geometry.tile, self.geometry.tile):
             x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
-        return x / 127.5 - 1
+        return x
 
     def _channels(self, x: Tensor) -> Tensor:
         channels = x.shape[1]

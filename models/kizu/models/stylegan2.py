@@ -91,10 +91,17 @@ class StyleGAN2Config:
 PRESETS: dict[str, dict[str, int]] = {
     "demo": {"latent": 32, "mapping_layers": 2, "capacity": 512, "max_channels": 32},
     "small": {"latent": 256, "mapping_layers": 4, "capacity": 4096, "max_channels": 128},
-    "paper256": {"capacity": 16384},
-    "paper512": {"capacity": 32768},
-    "paper1024": {"capacity": 32768},
+    "auto": {"mapping_layers": 2},
+    "paper256": {"capacity": 16384, "group": 8},
+    "paper512": {"capacity": 32768, "group": 8},
+    "paper1024": {"capacity": 32768, "group": 4},
 }
+"""Those of the paper have its code's values; `auto`, from the same code, follows the size (`auto_capacity`)."""
+
+
+def auto_capacity(height: int, width: int) -> int:
+    """Return the capacity that the preset `auto` has for images of this size."""
+    return 32768 if max(height, width) >= 512 else 16384
 
 
 Noise = str | Sequence[torch.Generator]
@@ -300,7 +307,7 @@ class DiscriminatorHead(nn.Module):
 
     def __init__(self, features: int, size: tuple[int, int], outputs: int, group: int):
         super().__init__()
-        self.statistic = MinibatchStd(group)
+        self.statistic: nn.Module = MinibatchStd(group)
         self.conv = EqualizedConv2d(features + 1, features, 3)
         self.dense = EqualizedLinear(features * size[0] * size[1], features)
         self.out = EqualizedLinear(features, outputs)

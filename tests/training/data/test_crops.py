@@ -17,7 +17,7 @@ from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.models.inspector import Geometry
 from kizu.training.data.crops import Crops, connected_bounds, ng_crops, place_window
-from kizu.training.data.loading import training_tensor
+from kizu.training.data.loading import to_pixels, training_tensor
 from kizu.training.data.manifest import NG, OK, Box, Manifest, Row
 
 from .conftest import Draw
@@ -208,7 +208,7 @@ def test_specks_of_a_mask_are_passed_over_unless_there_is_nothing_else() -> None
 def test_without_box_and_mask_the_whole_image_goes_through_the_geometry(board: Manifest) -> None:
     rows = [Row("a.png", NG, "dent"), Row("rgb.png", NG)]
     crops = cut(board, *rows)
-    assert torch.equal(crops.images, training_tensor(board, rows, GREY))
+    assert torch.equal(crops.images, to_pixels(training_tensor(board, rows, GREY) / 127.5 - 1))
     assert crops.classes == ["dent", "NG"]
     assert crops.sources[0].window == (0, 0, 80, 60)
 

@@ -130,6 +130,40 @@ def test_what_a_recipe_leaves_out_is_the_paper_s():
     assert resolved(start_from="other", options={"ada_kimg": 7.0}).ada_kimg == 7
 
 
+@pytest.mark.parametrize(
+    ("side", "batch", "rate", "gamma", "ema", "group", "capacity"),
+    [(256, 64, 0.0025, 1, 20, 8, 16384), (512, 64, 0.0025, 0.5, 20, 8, 32768), (1024, 32, 0.002, 2, 10, 4, 32768)],
+)
+def test_the_presets_of_the_paper_have_its_values(side, batch, rate, gamma, ema, group, capacity):
+    """Those of its published code (`paper256` and so on), whatever the number of GPUs."""
+    for processes in (1, 8):
+        section = GeneratorSection(kind="stylegan2-ada", preset=f"paper{side}")
+        shape, config, _ = configure(section, (side, side), 3, 0, processes)
+        assert (config.batch_size, config.learning_rate) == (batch, rate)
+        assert config.gamma(side * side) == gamma
+        assert (config.ema_kimg, config.ema_ramp_up) == (ema, None)
+        assert config.decay(0) == pytest.approx(0.5 ** (batch / (1000 * ema)))
+        assert (shape.group, shape.capacity, shape.max_channels) == (group, capacity, 512)
+        assert (shape.latent, shape.mapping_layers) == (512, 8)
+        assert (config.style_mixing, config.path_length, config.ada_target, config.ada_kimg) == (0.9, 2, 0.6, 500)
+    section = GeneratorSection(kind="stylegan2-ada", preset=f"paper{side}", batch_size=8, options={"r1": 7.0})
+    config = configure(section, (side, side), 3, 0)[1]
+    assert (config.batch_size, config.gamma(side * side)) == (8, 7)
+
+
+@pytest.mark.parametrize(
+    ("side", "processes", "batch"),
+    [(64, 1, 32), (64, 2, 64), (64, 3, 63), (256, 1, 16), (256, 8, 64), (1024, 1, 4), (1024, 8, 32), (1024, 96, 96)],
+)
+def test_a_batch_that_is_left_out_counts_the_gpus(side, processes, batch):
+    section = GeneratorSection(kind="stylegan2-ada", preset="auto")
+    shape, config, _ = configure(section, (side, side), 3, 0, processes)
+    assert config.batch_size == batch
+    assert config.gamma(side * side) == pytest.approx(0.0002 * side**2 / batch)
+    assert (shape.mapping_layers, shape.group, config.ema_ramp_up) == (2, 4, 0.05)
+    assert shape.capacity == (32768 if side >= 512 else 16384)
+
+
 def switched_on(**keys):
     augmentations = configure(GeneratorSection(kind="stylegan2-ada", **keys), (64, 64), 3, 0)[2]
     return {field.name for field in dataclasses.fields(augmentations) if getattr(augmentations, field.name)}

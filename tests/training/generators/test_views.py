@@ -8,12 +8,17 @@ from PIL import Image
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.training.data.labelled import defect_share
-from kizu.training.data.loading import training_tensor
+from kizu.training.data.loading import to_pixels, training_tensor
 from kizu.training.data.manifest import NG, OK, Box, Manifest, Row
 from kizu.training.generators.views import Materials, ng_views, ok_views
 
 WHOLE = InputGeometry(height=32, width=32, channels=1)
 TILED = InputGeometry(height=16, width=16, channels=1, tile=32, stride=24)
+
+
+def shown(manifest, rows, geometry):
+    """Return what the detector sees of these rows, rounded to 8 bits."""
+    return to_pixels(training_tensor(manifest, rows, geometry) / 127.5 - 1)
 
 
 @pytest.fixture
@@ -34,18 +39,18 @@ def parts(tmp_path):
 
 def test_whole_images_come_as_the_geometry_shows_them(parts):
     views = ok_views(parts, parts.rows, WHOLE, seed=0)
-    expected = {image.numpy().tobytes() for image in training_tensor(parts, parts.rows[:6], WHOLE)}
+    expected = {image.numpy().tobytes() for image in shown(parts, parts.rows[:6], WHOLE)}
     assert {image.numpy().tobytes() for image in views.images} == expected
     assert views.scale == pytest.approx((32 / 60, 32 / 80))
 
 
 def test_tiles_come_from_every_image_and_are_a_function_of_the_seed(parts):
-    every = training_tensor(parts, parts.rows[:6], TILED)
+    every = shown(parts, parts.rows[:6], TILED)
     assert len(ok_views(parts, parts.rows, TILED, seed=0)) == len(every)
     some = ok_views(parts, parts.rows, TILED, seed=0, most=12)
     assert some.images.shape == (12, 1, 16, 16)
     assert some.scale == (0.5, 0.5)
-    tiles = [{tile.numpy().tobytes() for tile in training_tensor(parts, [row], TILED)} for row in parts.rows[:6]]
+    tiles = [{tile.numpy().tobytes() for tile in shown(parts, [row], TILED)} for row in parts.rows[:6]]
     chosen = {view.numpy().tobytes() for view in some.images}
     assert [len(chosen & of_row) for of_row in tiles] == [2] * 6
     assert torch.equal(some.images, ok_views(parts, parts.rows[::-1], TILED, seed=0, most=12).images)

@@ -8,6 +8,7 @@ import torch
 from kizu.models.bundle import InputGeometry
 from kizu.models.layers import MinibatchStd
 from kizu.models.stylegan2 import Discriminator
+from kizu.training import checkpoint
 from kizu.training.data.crops import ng_crops
 from kizu.training.data.render import render_boards
 from kizu.training.execution import Execution
@@ -58,7 +59,12 @@ def statistics_of(rate, batch, numbers):
     given = []
     with pytest.MonkeyPatch.context() as patch:
         forward = filtering.ConstantSpread.forward
-        patch.setattr(filtering.ConstantSpread, "forward", lambda self, x: given.append(forward(self, x)) or given[-1])
+
+        def recorded(self, x):
+            given.append(forward(self, x))
+            return given[-1]
+
+        patch.setattr(filtering.ConstantSpread, "forward", recorded)
         rate(batch, numbers)
     return torch.cat(given)[:, -1, 0, 0]
 
@@ -91,7 +97,9 @@ def test_a_rating_is_the_logit_that_d_gives_among_typical_images(trained, folder
     numbers = generator.class_numbers(64)
     batch = generator.sample(range(64), numbers)
     rated = discriminator_rating(generator, SECTION, folder)(batch, numbers)
-    weights = filtering.checkpoint.load(folder)["networks"]
+    state = checkpoint.load(folder)
+    assert state is not None
+    weights = state["networks"]
     images, classes = batch.images.float() / 127.5 - 1, torch.tensor(numbers)
     logits = {}
     for group in (1, generator.shape.group):

@@ -68,7 +68,7 @@ class GeneratorSection(_Section):
     kind: str
     """`stylegan2-ada`; or `classic`, `cutpaste`, `poisson` or `perlin`, which do not train."""
     preset: str = "small"
-    """Width of the networks."""
+    """Width of the networks, and how they train."""
     kimg: float = Field(default=200, gt=0)
     """Thousands of real images shown to the discriminator."""
     count: int = Field(default=2000, ge=1)
@@ -84,7 +84,7 @@ class GeneratorSection(_Section):
     conditional: bool = True
     """Learn the defect classes apart, where there are several."""
     batch_size: int | None = Field(default=None, ge=2)
-    """Left out: the paper's for the size, 32 at most."""
+    """Images per update, over all GPUs; left out: the paper's for preset, size and number of GPUs."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Left out: the paper's."""
     discriminator_learning_rate: float | None = Field(default=None, gt=0)

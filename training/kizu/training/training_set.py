@@ -63,7 +63,7 @@ class HeldOut:
     """Images that calibrate scores."""
 
     images: Tensor
-    """All tiles: uint8 [M, C, h, w]."""
+    """All tiles: pixels from 0 to 255, uint8 or float32 [M, C, h, w]."""
     owners: Tensor
     """Index of the image that each tile is of, int64 [M]."""
     labels: Tensor

@@ -5,8 +5,8 @@ Notable here:
 - With several processes, each takes its own slice of every global batch.
 - Where labels are rare, a batch holds so many of each stratum exactly; each stratum has an order of its own, in which
   every image comes once before any comes twice.
-- Pixels stay uint8 until they are used, and stay on the device where they fit; so does the order, a block of epochs at
-  a time, so that a step never waits for the device.
+- Pixels stay as they are stored until they are used, and stay on the device where they fit; so does the order, a block
+  of epochs at a time, so that a step never waits for the device.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Batches:
     """An endless stream of batches.
 
     Args:
-        images: uint8 [M, C, H, W].
+        images: pixels from 0 to 255, uint8 or float32 [M, C, H, W].
         batch_size: images per global batch, over all processes.
         seed: fixes the order.
         labels: class numbers, int64 [M].
@@ -98,8 +98,10 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ):
-        if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-            raise ValueError(f"expected uint8 [M, C, H, W] with M ≥ 1, not {images.dtype} {tuple(images.shape)}")
+        if images.dtype not in (torch.uint8, torch.float32) or images.ndim != 4 or not len(images):
+            raise ValueError(
+                f"expected uint8 or float32 [M, C, H, W] with M ≥ 1, not {images.dtype} {tuple(images.shape)}"
+            )
         if labels is not None and labels.shape != images.shape[:1]:
             raise ValueError(f"{tuple(labels.shape)} labels for {len(images)} images")
         if batch_size % world_size:
@@ -159,7 +161,7 @@ def _fits(images: Tensor, device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
-    return images.numel() < free // 4
+    return images.numel() * images.element_size() < free // 4
 
 
 class LabelledBatches(Batches):

@@ -205,7 +205,7 @@ class _Cutter:
         return left, top, min(x1, left + wide), min(y1, top + tall)
 
     def _render(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """uint8 [H, W, C] → uint8 [C, height, width], rounded to 8 bits as `training_tensor` does."""
+        """uint8 [H, W, C] → uint8 [C, height, width], rounded to 8 bits: what a generator draws is stored as a PNG."""
         x = self.prepare(torch.tensor(pixels)[None])[0]
         return to_pixels(x)
 

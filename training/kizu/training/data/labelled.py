@@ -43,7 +43,7 @@ class LabelledImages:
     """Images, or all their tiles, and what is known of each."""
 
     images: Tensor
-    """uint8 [M, C, h, w]."""
+    """Pixels from 0 to 255, uint8 or float32 [M, C, h, w], as `training_tensor`."""
     labels: Tensor
     """int64 [M]: 0 OK, 1 NG, `UNKNOWN` or `UNCLEAR`."""
     masks: Tensor

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kizu.errors import UserError
-from kizu.models.stylegan2 import PRESETS, StyleGAN2Config
+from kizu.models.stylegan2 import PRESETS, StyleGAN2Config, auto_capacity
 from kizu.training.augment.ada import AugmentConfig
 from kizu.training.generators.classic import Classic, ClassicConfig
 from kizu.training.generators.cutpaste import CutPaste, CutPasteConfig
@@ -15,7 +15,7 @@ from kizu.training.generators.perlin import Perlin, PerlinConfig
 from kizu.training.generators.placing import PlacingConfig
 from kizu.training.generators.poisson import Poisson, PoissonConfig
 from kizu.training.generators.sampling import Sampler
-from kizu.training.generators.stylegan2_ada import DIFFAUGMENT, StyleGAN2ADAConfig
+from kizu.training.generators.stylegan2_ada import DIFFAUGMENT, StyleGAN2ADAConfig, auto_batch_size
 from kizu.training.generators.stylegan2_ada import PRESETS as TRAINING_PRESETS
 from kizu.training.generators.views import Materials
 from kizu.training.options import Options, option_names, preset
@@ -48,18 +48,21 @@ OF_EVERY_KIND = {"kind", "count", "filter", "keep", "options"}
 
 
 def configure(
-    section: GeneratorSection, size: tuple[int, int], channels: int, classes: int
+    section: GeneratorSection, size: tuple[int, int], channels: int, classes: int, processes: int = 1
 ) -> tuple[StyleGAN2Config, StyleGAN2ADAConfig, AugmentConfig]:
     """Configure a recipe's `[generator]` for images of `size` (height, width) and so many classes (0: none).
+
+    Args:
+        processes: that train together, one per GPU; a batch that follows the size counts them.
 
     Raises:
         UserError: unknown kind, preset, option or augmentation, or a value out of range.
     """
     check_keys(section)
-    values = {
-        **TRAINING_PRESETS.get(section.preset, {}),
-        **preset(PRESETS, section.preset, f"generator '{section.kind}'"),
-    }
+    training = TRAINING_PRESETS.get(section.preset, {})
+    values = {**training, **preset(PRESETS, section.preset, f"generator '{section.kind}'")}
+    if section.preset == "auto":
+        values["capacity"] = auto_capacity(*size)
     if section.start_from is not None:  # transfer: overfitting is near from the start, and the average is good already
         values |= {"ada_kimg": 100.0, "ema_ramp_up": None}
     options = Options("generator.options", section.options, values)
@@ -73,8 +76,10 @@ def configure(
         )
     config = options.make(
         StyleGAN2ADAConfig,
-        batch_size=section.batch_size or max(4, min(4096 // max(size), 32)),
-        learning_rate=section.learning_rate or (0.002 if max(size) >= 1024 else 0.0025),
+        batch_size=section.batch_size or training.get("batch_size") or auto_batch_size(size, processes),
+        learning_rate=section.learning_rate
+        or training.get("learning_rate")
+        or (0.002 if max(size) >= 1024 else 0.0025),
         discriminator_learning_rate=section.discriminator_learning_rate,
         augment=section.augment,
         freeze=section.freeze_discriminator,

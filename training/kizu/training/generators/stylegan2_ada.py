@@ -137,11 +137,21 @@ class StyleGAN2ADAConfig:
         return math.pow(0.5, self.batch_size / max(half_life, 1e-8))
 
 
-PRESETS: dict[str, dict[str, float]] = {
+PRESETS: dict[str, dict[str, float | None]] = {
     # At 32 px the paper trains without both, too (its configuration for CIFAR-10).
     "demo": {"path_length": 0.0, "style_mixing": 0.0},
+    "paper256": {"batch_size": 64, "learning_rate": 0.0025, "r1": 1.0, "ema_kimg": 20.0, "ema_ramp_up": None},
+    "paper512": {"batch_size": 64, "learning_rate": 0.0025, "r1": 0.5, "ema_kimg": 20.0, "ema_ramp_up": None},
+    "paper1024": {"batch_size": 32, "learning_rate": 0.002, "r1": 2.0, "ema_kimg": 10.0, "ema_ramp_up": None},
 }
-"""Changes of training that come with a preset of the networks."""
+"""Training that comes with a preset of the networks; those of the paper have the values of its published code, which
+trains them for 25 000 kimg on 8 GPUs. In the other presets, what is left out follows size and batch."""
+
+
+def auto_batch_size(size: tuple[int, int], processes: int) -> int:
+    """Return the paper's batch, over all processes, for images of `size`: 32 per GPU at most, fewer of large ones."""
+    batch = max(min(processes * min(4096 // max(size), 32), 64), processes)
+    return batch - batch % processes
 
 
 class StyleGAN2ADAMethod:

@@ -23,7 +23,7 @@ from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.training.data.crops import UNNAMED, ng_crops
 from kizu.training.data.labelled import defect_share
-from kizu.training.data.loading import training_tensor
+from kizu.training.data.loading import to_pixels, training_tensor
 from kizu.training.data.manifest import NG, OK, Manifest, Row
 from kizu.training.data.pool import Progress, in_order
 
@@ -101,7 +101,7 @@ def ok_views(
     each = -(-most // len(chosen)) if geometry.tile is not None else 1
 
     def work(row: Row) -> tuple[Tensor, tuple[float, float]]:
-        views = training_tensor(manifest, [row], geometry)
+        views = _rounded(training_tensor(manifest, [row], geometry))
         if len(views) > each:
             picked = np.random.default_rng((seed, 2, int.from_bytes(row.path.encode(), "big"))).permutation(len(views))
             views = views[torch.from_numpy(np.sort(picked[:each]))].clone()
@@ -131,13 +131,18 @@ def ng_views(manifest: Manifest, rows: Sequence[Row], geometry: InputGeometry) -
             f"{manifest.root}: the train split has no NG image from a camera to draw from",
             'Add NG images, or choose a generator that needs none: "cutpaste", "poisson" or "perlin".',
         )
-    images = training_tensor(manifest, rows, geometry)
+    images = _rounded(training_tensor(manifest, rows, geometry))
     nothing = torch.zeros(1, 1, geometry.height, geometry.width, dtype=torch.uint8)
     shares = [
         nothing if share is None else share
         for share in in_order(lambda row: defect_share(manifest, row, geometry), rows)
     ]
     return NgViews(images, _solid(torch.cat(shares)), [row.defect or UNNAMED for row in rows])
+
+
+def _rounded(pixels: Tensor) -> Tensor:
+    """Round pixels to 8 bits: what is drawn into a view is stored as a PNG."""
+    return to_pixels(pixels / 127.5 - 1)
 
 
 def _solid(shares: Tensor) -> Tensor:

@@ -130,6 +130,7 @@ class GeneratorJob:
             (images.pixels.shape[2], images.pixels.shape[3]),
             images.pixels.shape[1],
             len(images.classes) if images.conditional else 0,
+            execution.processes.world_size,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         training, held_out = self._held_out(config)
@@ -148,7 +149,8 @@ class GeneratorJob:
                 world_size=execution.processes.world_size,
             ),
             self.folder,
-            identity=self.identity,
+            # A batch that follows the number of processes is no property of the recipe, but of this training.
+            identity=f"{self.identity}, batches of {config.batch_size}",
             log=execution.log,
             processes=execution.processes,
             settings=execution.settings,
