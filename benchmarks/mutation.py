@@ -169,23 +169,29 @@ def _replace(tree: ast.Module, old: ast.AST, new: ast.AST) -> None:
                 setattr(parent, name, [new if item is old else item for item in value])
 
 
-def apply(module: ModuleType, tree: ast.Module) -> None:
-    """Give every function that was made from the module's file the code that it has in the tree.
+def functions_of(module: ModuleType) -> list[FunctionType]:
+    """Functions that were made from the module's file, whoever holds them."""
+    return [f for f in gc.get_objects() if type(f) is FunctionType and f.__code__.co_filename == module.__file__]
 
-    Whoever holds the function runs the mutant then, however it was imported. Numbers at module level and defaults of
-    arguments follow; fields of classes do not, and `mutants` leaves them out.
+
+def apply(module: ModuleType, functions: list[FunctionType], tree: ast.Module) -> None:
+    """Give the functions that were made from the module's file the code that they have in the tree.
+
+    Whoever holds one runs the mutant then, however it was imported. Numbers at module level and defaults of arguments
+    follow; fields of classes do not, and `mutants` leaves them out.
     """
     path = str(module.__file__)
-    held = [f for f in gc.get_objects() if type(f) is FunctionType and f.__code__.co_filename == path]
     program = compile(tree, path, "exec", dont_inherit=True)
     codes = {(code.co_qualname, code.co_firstlineno): code for code in _inside(program)}
     fresh: dict[str, Any] = {"__name__": module.__name__, "__file__": path}
     exec(program, fresh)
-    made = {_key(f): f for f in gc.get_objects() if type(f) is FunctionType and f.__globals__ is fresh}
+    classes = [value for value in fresh.values() if isinstance(value, type) and value.__module__ == module.__name__]
+    values = [*fresh.values(), *(value for cls in classes for value in vars(cls).values())]
+    made = {_key(f): f for f in values if type(f) is FunctionType}
     for name, value in fresh.items():
         if isinstance(value, int | float) and name in vars(module):
             setattr(module, name, value)
-    for function in held:
+    for function in functions:
         if (code := codes.get(_key(function))) is not None:
             function.__code__ = code
         if (twin := made.get(_key(function))) is not None:
@@ -214,25 +220,32 @@ class Forks:
 
     def __init__(self, name: str, seconds: float, say: Callable[[str], None]):
         self.name, self.seconds, self.say = name, seconds, say
+        self.functions: list[FunctionType] = []
         self.outcomes: list[Outcome] = []
         self.total = 0
+        self.problem = "cannot be collected"
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """See the tests green as it is and red with an exception in every function; then the mutants."""
+        session.config.pluginmanager.unregister(name="terminalreporter")
         module = sys.modules[self.name]
         source = Path(str(module.__file__)).read_text(encoding="utf-8")
+        self.functions = functions_of(module)
+        gc.freeze()  # so that collecting garbage in a fork copies no memory
         began = time.monotonic()
         if self._fork(session, module, ast.parse(source), 600) != "survived":
-            raise UserError(f"The tests of {self.name} fail as it is.", "Run them with pytest.")
+            self.problem = "fail as it is"
+            return True
         once = time.monotonic() - began
         broken = ast.parse(source)
         for node in ast.walk(broken):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 node.body.insert(0, ast.parse("if True:\n    raise RuntimeError").body[0])
         if self._fork(session, module, ast.fix_missing_locations(broken), 600) != "killed":
-            raise UserError(f"The tests of {self.name} do not notice exceptions in it.", "Name its own tests.")
+            self.problem = "do not notice exceptions in it"
+            return True
         found = list(mutants(source))
-        self.total = len(found)
+        self.total, self.problem = len(found), ""
         self.say(f"{self.name}: {self.total} mutants, {len(session.items)} tests, {once:.1f} s")
         until = began + self.seconds
         for mutant in random.Random(0).sample(found, len(found)):
@@ -265,7 +278,7 @@ class Forks:
             with Path(os.devnull).open("w") as nothing:
                 os.dup2(nothing.fileno(), 1)
                 os.dup2(nothing.fileno(), 2)
-            apply(module, tree)
+            apply(module, self.functions, tree)
             for number, item in enumerate(session.items):
                 following = session.items[number + 1] if number + 1 < len(session.items) else None
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -288,9 +301,11 @@ def mutation(
             raise UserError(f"No tests are named for {name}.", f"Choose one of {', '.join(TESTS)}.")
         importlib.import_module(name)
         plugin = Forks(name, 60 * minutes, say)
-        options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-n", "0", "--timeout", "0", "-k", SLOW]
+        options = ["-p", "no:cacheprovider", "-n", "0", "--timeout", "0", "-k", SLOW]
         paths = [str(REPOSITORY / path) for path in TESTS[name]]
         pytest.main([*options, "--rootdir", str(REPOSITORY), *paths], plugins=[plugin])
+        if plugin.problem:
+            raise UserError(f"The tests of {name} {plugin.problem}.", f"Run pytest {' '.join(TESTS[name])}.")
         survived = sum(outcome.result == "survived" for outcome in plugin.outcomes)
         count = len(plugin.outcomes)
         typer.echo(f"| {name} | {count} of {plugin.total} | {count - survived} | {survived} |")

@@ -5,7 +5,7 @@ import importlib.util
 
 import pytest
 
-from benchmarks.mutation import REPOSITORY, TESTS, apply, mutants
+from benchmarks.mutation import REPOSITORY, TESTS, apply, functions_of, mutants
 
 SOURCE = '''
 """A module."""
@@ -51,7 +51,7 @@ def test_a_mutant_runs_in_functions_that_were_imported_before(change, value, tmp
     loss = module.loss
     assert loss(3) == 7.0
     (mutant,) = (m for m in mutants(SOURCE) if m.change == change)
-    apply(module, mutant.tree)
+    apply(module, functions_of(module), mutant.tree)
     assert loss(3) == value
 
 

@@ -62,6 +62,16 @@ def test_images_that_come_together_leave_together() -> None:
     assert [batch[0] for batch in run(scenario, max_batch=8, wait=0.05).batches] == [8, 8, 4]
 
 
+def test_an_image_that_comes_within_the_wait_joins_the_batch() -> None:
+    async def scenario(batcher: Batcher, _: Model) -> None:
+        first = asyncio.create_task(batcher.score(image(1), soon()))
+        await asyncio.sleep(0.05)
+        assert (await batcher.score(image(2), soon())).score == 2
+        assert (await first).score == 1
+
+    assert [batch[0] for batch in run(scenario, max_batch=2, wait=8.0).batches] == [2]
+
+
 def test_a_batch_holds_one_shape() -> None:
     async def scenario(batcher: Batcher, _: Model) -> None:
         sides = [4, 5, 4, 5, 6, 4]

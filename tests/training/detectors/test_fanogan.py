@@ -83,6 +83,36 @@ def test_the_encoder_brings_images_and_kappa_times_features_together(kappa):
     assert features > 1e-3
 
 
+def test_five_updates_of_the_critic_go_with_one_of_the_generator_and_the_encoder_trains_last():
+    method = make_method(epochs=10, batch_size=4)
+    nets, (gan, encoder) = method.networks, method.stages(20)
+    assert (gan.steps, encoder.steps) == (10 * 20 / 4 / 5, 10 * 20 / 4)
+    phases = [(p.trains, p.repeats, p.every) for p in (*gan.phases, *encoder.phases)]
+    assert phases == [(nets.critic, 5, 1), (nets.generator, 1, 1), (nets.encoder, 1, 1)]
+    for phase in gan.phases:
+        (group,) = phase.optimizer.param_groups
+        assert (group["lr"], group["betas"]) == (1e-4, (0.0, 0.9))
+    assert isinstance(encoder.phases[0].optimizer, torch.optim.RMSprop)
+    assert encoder.phases[0].optimizer.param_groups[0]["lr"] == pytest.approx(5e-5)
+
+
+def test_one_image_from_every_noise_is_a_collapse():
+    method = make_method()
+    method._generator_losses(batch_of())
+    assert method._collapse() is None
+    method.networks.generator.stem.weight.data.zero_()
+    method._generator_losses(batch_of())
+    assert method._collapse() == "the generator makes one image from every noise"
+
+
+def test_no_step_teaches_a_network_that_has_not_its_turn():
+    method, batch = make_method(), batch_of()
+    nets = method.networks
+    method._critic_losses(batch)["total"].backward()
+    assert all(p.grad is None for p in nets.generator.parameters())
+    assert all(p.grad is not None for p in nets.critic.parameters() if p.ndim > 1)
+
+
 def test_it_learns_what_good_images_have_in_common(tmp_path):
     method = make_method(epochs=20, batch_size=16, learning_rate=1e-3)
     batches = Batches(waves(256, 100), 16, 0)

@@ -91,3 +91,26 @@ def test_only_a_loss_below_the_authors_threshold_has_vanished() -> None:
     assert torch.equal(method.networks.discriminator.head.weight, before)
     method._revive({"D/total": 0.9e-5})
     assert not torch.equal(method.networks.discriminator.head.weight, before)
+
+
+@pytest.mark.parametrize(("given", "rate"), [(None, 2e-4), (1e-3, 1e-3)])
+def test_a_step_is_one_update_of_each_network_by_the_papers_adam(given: float | None, rate: float) -> None:
+    section = DetectorSection(kind="ganomaly", options={"features": 4}, batch_size=4, epochs=3, learning_rate=given)
+    method = GANomalyMethod(DetectorContext(GEOMETRY, section))
+    (stage,) = method.stages(20)
+    assert stage.steps == 3 * 20 / 4
+    assert [(p.name, p.every, p.repeats) for p in stage.phases] == [("D", 1, 1), ("G", 1, 1)]
+    for phase, network in zip(stage.phases, (method.networks.discriminator, method.networks.generator), strict=True):
+        assert phase.trains is network
+        (group,) = phase.optimizer.param_groups
+        assert (group["lr"], group["betas"]) == (rate, (0.5, 0.999))
+        assert {id(p) for p in group["params"]} == {id(p) for p in network.parameters()}
+
+
+def test_one_latent_for_every_image_is_a_collapse() -> None:
+    method = make_method()
+    method._g_losses(batch_of())
+    assert method._collapse() is None
+    method.networks.generator.encoder.head.weight.data.zero_()
+    method._g_losses(batch_of())
+    assert method._collapse() == "all images get the same latent"

@@ -216,3 +216,18 @@ def test_images_are_augmented_with_the_p_of_the_moment(phase, make_method):
     method.ada.p.fill_(0.7)
     chosen.losses(batch_of())
     assert {round(p, 6) for p in seen} == {0.3, 0.7}
+
+
+# --- what the loop watches ---
+
+
+def test_one_image_from_every_latent_is_a_collapse(make_method):
+    method = make_method(style_mixing=0.0)
+    method.networks.requires_grad_(True)
+    method._generator_losses(batch_of())
+    assert method._collapse() is None
+    with torch.no_grad():
+        for layer in method.generator.mapping.parameters():
+            layer.zero_()
+    method._generator_losses(batch_of())
+    assert method._collapse() == "the generator makes one image from every noise"
