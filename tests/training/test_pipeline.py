@@ -14,12 +14,17 @@ from filelock import FileLock
 
 from kizu.errors import UserError
 from kizu.models.bundle import Bundle, BundleError
+from kizu.models.ensemble import RankScale
 from kizu.models.operating_point import draw_independent
+from kizu.training.data.labelled import hold_out_ok
 from kizu.training.data.manifest import NG, OK, Manifest, Row
 from kizu.training.data.render import render_boards
 from kizu.training.data.splits import assign_splits, read_split
 from kizu.training.evaluation.evaluate import evaluate_bundle
 from kizu.training.pipeline import train
+from kizu.training.progress import RunLog
+from kizu.training.recipe import read_recipe
+from kizu.training.run import open_run
 
 from .conftest import train_bundle
 
@@ -392,8 +397,9 @@ def test_several_detectors_make_one_bundle_whose_scores_are_combined_ranks(small
     assert bundle.manifest.parity.score <= 1e-4
     assert [d["kind"] for d in bundle.manifest.recipe["detector"]] == ["ganomaly", "classifier"]
     assert (tmp_path / "run" / "detector-1" / "checkpoint.pt").exists()
-    ok = [row for row in splits.calibration if row.label == OK]
-    scores = bundle.open("cpu").score(np.stack([small_run.manifest.image(row) for row in ok]))[0]
+    held = hold_out_ok(splits.train, 0)
+    assert len(held) == 20
+    scores = bundle.open("cpu").score(np.stack([small_run.manifest.image(row) for row in held]))[0]
     # The larger of two ranks: half of the images or fewer lie under rank 1/2, all ranks of OK images end at 1.
     assert scores.max() == pytest.approx(1.0, abs=1e-3)
     assert (scores < 0.5).mean() <= 0.5
@@ -401,16 +407,46 @@ def test_several_detectors_make_one_bundle_whose_scores_are_combined_ranks(small
     assert train_bundle(recipe, tmp_path / "run", resume=True).manifest.model_sha256 == bundle.manifest.model_sha256
 
 
-def test_detectors_alike_start_apart_and_the_first_is_as_it_would_be_alone(small_run, tmp_path):
+def test_detectors_alike_start_apart_whatever_their_number(small_run, tmp_path):
     section = SEVERAL[SEVERAL.rindex("[[detector]]") :]
     text = SEVERAL[: SEVERAL.index("[[detector]]")].replace('"boards"', f'"{small_run.dataset}"')
     weights = {}
-    for name, sections in (("alone", 1), ("twice", 2)):
+    for name, sections in (("twice", 2), ("thrice", 3)):
         recipe = tmp_path / f"{name}.toml"
         recipe.write_text(text + section * sections)
         train(recipe, tmp_path / name, quiet=True)
         for found in (tmp_path / name).rglob("checkpoint.pt"):
             state = torch.load(found, weights_only=True)
             weights[f"{name}/{found.parent.name}"] = state["networks"]["average.head.weight"]
-    assert torch.equal(weights["twice/detector-1"], weights["alone/alone"])
-    assert not torch.equal(weights["twice/detector-2"], weights["alone/alone"])
+    assert torch.equal(weights["thrice/detector-1"], weights["twice/detector-1"])
+    assert not torch.equal(weights["twice/detector-2"], weights["twice/detector-1"])
+
+
+def test_what_ranks_are_fitted_on_trains_no_detector_and_no_generator(small_run, tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe.toml"
+    text = SEVERAL.replace('"boards"', f'"{small_run.dataset}"') + '[generator]\nkind = "cutpaste"\ncount = 8\n'
+    recipe.write_text(text)
+    run = open_run(read_recipe(recipe), small_run.manifest, tmp_path / "run", tmp_path, RunLog(None, quiet=True))
+    held = {row.path for row in run.ranking}
+    assert held < {row.path for row in run.splits.train if row.label == OK}
+    reads: Counter[str] = Counter()
+    image, fitted = Manifest.image, RankScale.fitted
+    before_ranks: list[Counter[str]] = []
+
+    def read(manifest, row):
+        reads[row.path] += 1
+        return image(manifest, row)
+
+    def fit(scores):
+        before_ranks.append(Counter(reads))
+        return fitted(scores)
+
+    monkeypatch.setattr(Manifest, "image", read)
+    monkeypatch.setattr(RankScale, "fitted", fit)
+    train_bundle(recipe, tmp_path / "run")
+    # Scored once by each detector by then, and read for nothing else.
+    assert [{path: read[path] for path in held} for read in before_ranks] == [
+        dict.fromkeys(held, 1),
+        dict.fromkeys(held, 2),
+    ]
+    assert {path: reads[path] for path in held} == dict.fromkeys(held, 2)

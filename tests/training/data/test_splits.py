@@ -231,7 +231,7 @@ def test_without_a_certification_share_the_splits_are_as_they_always_were() -> N
     assert splits.fingerprint == "645610637f21a0446faa81d0f92b431171c864dfe35e9827fe3440d04340b278"
 
 
-def test_a_given_certification_split_is_kept_and_one_that_is_asked_for_comes_out_of_train() -> None:
+def test_a_certification_split_is_kept_where_given_and_else_comes_out_of_train() -> None:
     given = [*images(OK, 30, given="train"), *images(NG, 30, given="train")]
     given += images(OK, 9, given="test") + images(NG, 9, given="test") + images(OK, 9, given="calibration")
     reserved = images(NG, 7, given="certification")

@@ -25,7 +25,7 @@ from kizu.models.ensemble import Ensemble, RankScale
 from kizu.models.inspector import Inspector
 from kizu.models.operating_point import OperatingPoint, choose_operating_point
 from kizu.training.data.labelled import defect_classes
-from kizu.training.data.manifest import NG, OK, Manifest, Row
+from kizu.training.data.manifest import NG, Manifest, Row
 from kizu.training.data.splits import write_splits
 from kizu.training.detectors import create_detector
 from kizu.training.detectors.method import DetectorMethod
@@ -93,6 +93,12 @@ class _Training:
     def bundle(self) -> Bundle | None:
         """Train everything and export it; None on other processes than the main one."""
         recipe = self.run.recipe
+        if len(recipe.detector) > 1 and not self.run.ranking:
+            raise UserError(
+                f"{self.run.manifest.root} leaves a single OK image to train on, and the scores of several detectors "
+                "are made comparable on OK images that none of them trains on.",
+                "Add OK images, or name one detector only.",
+            )
         # Made first: a slip in [detector] must not show after hours of [generator].
         members = [self._member(index) for index in range(len(recipe.detector))]
         if recipe.augment is not None and all(method.augment is None for method in members):
@@ -111,7 +117,7 @@ class _Training:
         recipe = self.run.recipe
         torch.manual_seed(self._seed(index))
         section = _with_weights_found(recipe.detector[index], self.run.recipe_dir)
-        defects = defect_classes(self.run.splits.train)
+        defects = defect_classes(self.run.training)
         method = create_detector(recipe.image.geometry, section, recipe.augment, defects=defects)
         method.check(recipe.generator)
         return method
@@ -121,7 +127,7 @@ class _Training:
         assert section is not None
         users = [method for method in members if method.sampling is not None and method.sampling.synthetic_ratio]
         if users:
-            check_synthetic_geometry(run.manifest, run.splits.train, section, run.recipe.image)
+            check_synthetic_geometry(run.manifest, run.training, section, run.recipe.image)
         synthetic = run_generator(run, self.execution)
         if synthetic is None:
             return
@@ -186,22 +192,15 @@ def _with_weights_found(section: DetectorSection, recipe_dir: Path) -> DetectorS
 
 
 def _detector(run: Run, members: list[DetectorMethod], log: RunLog) -> nn.Module:
-    """Return the one detector, or an ensemble that scores by ranks among the calibration split's OK."""
+    """Return the one detector, or an ensemble that scores by ranks among OK that none of its members trained on."""
     if len(members) == 1:
         return members[0].detector()
-    rows = [row for row in run.splits.calibration if row.label == OK]
-    if not rows:
-        raise UserError(
-            f"{run.manifest.root} leaves no OK image for calibration, and the detectors' scores are made comparable "
-            "on them.",
-            "Add OK images, or name one detector only.",
-        )
     geometry = run.recipe.image.geometry
     scales = []
     for index, method in enumerate(members):
         score = torch_scorer(Inspector(method.detector(), geometry))
-        with log.bar(f"ranking by detector {index + 1}", len(rows)) as advance:
-            scored = score_rows(score, geometry, run.manifest, rows, progress=advance)
+        with log.bar(f"ranking by detector {index + 1}", len(run.ranking)) as advance:
+            scored = score_rows(score, geometry, run.manifest, run.ranking, progress=advance)
         scales.append(RankScale.fitted(scored.ok))
     return Ensemble([method.detector() for method in members], scales, run.recipe.combine)
 

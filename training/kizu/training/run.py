@@ -2,6 +2,8 @@
 
 Notable here:
 - The identity covers everything that decides weights: a checkpoint goes on only under the one that it began with.
+- Where there are several detectors, some of the train split's OK are held out of everything that trains; the detectors'
+  ranks are fitted on these, so that calibration's OK judge specificity unseen.
 - One process at a time trains in a folder.
 """
 
@@ -12,11 +14,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from kizu.errors import UserError
+from kizu.training.data.labelled import hold_out_ok
 from kizu.training.data.manifest import NG, Manifest, Row
 from kizu.training.data.splits import Splits, assign_splits
 from kizu.training.progress import RunLog
@@ -69,6 +73,17 @@ class Run:
         """Data set of the run's synthetic NG."""
         return self.folder / SYNTHETIC_FOLDER
 
+    @cached_property
+    def ranking(self) -> list[Row]:
+        """OK rows of the train split that several detectors' ranks are fitted on; none where there is one detector."""
+        return hold_out_ok(self.splits.train, self.recipe.seed) if len(self.recipe.detector) > 1 else []
+
+    @cached_property
+    def training(self) -> list[Row]:
+        """Rows of the train split that detectors and generator learn from: all but `ranking`."""
+        held = {row.path for row in self.ranking}
+        return [row for row in self.splits.train if row.path not in held]
+
     def detector_folder(self, index: int) -> Path:
         """Checkpoint and samples of a detector: the run's own folder where there is only one."""
         return self.folder if len(self.recipe.detector) == 1 else self.folder / f"detector-{index + 1}"
@@ -79,6 +94,8 @@ class Run:
         decisive["detector"] = section.model_dump(mode="json")
         if self.recipe.augment is not None:
             decisive["augment"] = self.recipe.augment.model_dump()
+        if self.ranking:
+            decisive["ranking"] = [row.path for row in self.ranking]
         content = json.dumps([decisive, self.fingerprint, self.splits.fingerprint], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 

@@ -89,8 +89,8 @@ def ok_set(
 ) -> TrainingSet:
     """Load the train split's OK images and, on demand, its unlabelled ones, labelled `UNKNOWN`; `seed` orders them."""
     log, device, processes = execution.log, execution.device, execution.processes
-    rows = [row for row in run.splits.train if row.label == OK]
-    others = [row for row in run.splits.train if unlabelled and row.label == UNLABELLED]
+    rows = [row for row in run.training if row.label == OK]
+    others = [row for row in run.training if unlabelled and row.label == UNLABELLED]
     geometry = run.recipe.image.geometry
     log.say(
         f"{section.kind} ({section.preset}) on {len(rows)} images"
@@ -138,11 +138,11 @@ def labelled_set(
     """
     manifest, log = run.manifest, execution.log
     use_synthetic = sampling.synthetic_ratio > 0
-    rows = [row for row in run.splits.train if row.label and (use_synthetic or not (row.synthetic and row.label == NG))]
+    rows = [row for row in run.training if row.label and (use_synthetic or not (row.synthetic and row.label == NG))]
     rows, held_out_rows = hold_out(rows, seed)
     if unlabelled:
-        rows += _unlabelled(run.splits.train, rows, held_out_rows)
-    classes = defect_classes(run.splits.train)
+        rows += _unlabelled(run.training, rows, held_out_rows)
+    classes = defect_classes(run.training)
     geometry = run.recipe.image.geometry
     with log.bar("preparing images", len(rows) + len(held_out_rows)) as advance:
         images = labelled_images(manifest, rows, geometry, advance, classes=classes)

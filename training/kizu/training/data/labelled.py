@@ -175,6 +175,22 @@ def hold_out(rows: Sequence[Row], seed: int, share: float = 0.1) -> tuple[list[R
     raise AssertionError("single images always fit")
 
 
+def hold_out_ok(rows: Sequence[Row], seed: int, share: float = 0.1, least: int = 20) -> list[Row]:
+    """Choose OK rows of the camera that no detector trains on, so that its scores on them are those of new parts.
+
+    `share` of them, but at least `least`, and at most half. Whole groups where some without NG fit: an NG is too rare
+    to be held out with its group; else single images. A function of rows and seed alone.
+    """
+    ok = [row for row in rows if row.label == OK and not row.synthetic]
+    wanted = min(max(round(share * len(ok)), least), len(ok) // 2)
+    with_ng = {row.group for row in rows if row.label == NG and row.group}
+    of_ok_groups = [row for row in ok if row.group not in with_ng]
+    held = _sample_units(of_ok_groups, seed, {OK: wanted}, by_group=True)
+    if len(held) < wanted / 2:
+        held = _sample_units(ok, seed, {OK: wanted}, by_group=False)
+    return held
+
+
 def _sample_units(rows: Sequence[Row], seed: int, wanted: dict[str, int], by_group: bool) -> list[Row]:
     units: dict[str, list[Row]] = {}
     for row in rows:

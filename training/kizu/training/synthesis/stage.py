@@ -107,7 +107,7 @@ class _Stage:
     def trained(self) -> Manifest | None:
         """Sample by a trained generator: its crops as they are, or placed."""
         run, section = self.run, self.section
-        crops = defect_crops(run.manifest, run.splits.train, section, run.recipe.image)
+        crops = defect_crops(run.manifest, run.training, section, run.recipe.image)
         placement = self._placement(crops) if section.placed else None
         generator = self._train(DefectImages.of(crops, section.conditional))
         if not self.execution.processes.is_main:
@@ -169,17 +169,17 @@ class _Stage:
 
     def _ok(self) -> OkViews:
         run = self.run
-        with self.execution.log.bar("preparing OK views", len(run.splits.train)) as advance:
+        with self.execution.log.bar("preparing OK views", len(run.training)) as advance:
             return ok_views(
                 run.manifest,
-                run.splits.train,
+                run.training,
                 run.recipe.image.geometry,
                 seed=run.recipe.seed,
                 progress=advance,
             )
 
     def _ng(self) -> NgViews:
-        return ng_views(self.run.manifest, self.run.splits.train, self.run.recipe.image.geometry)
+        return ng_views(self.run.manifest, self.run.training, self.run.recipe.image.geometry)
 
     def _located(self, ng: NgViews) -> NgViews:
         if not ng.located.any():
@@ -195,6 +195,7 @@ class _Stage:
         run = self.run
         decisive = self.section.model_dump(mode="json", include={"kind", "options", "placed"})
         data = [run.recipe.image.model_dump(mode="json"), run.recipe.seed, run.fingerprint, run.splits.fingerprint]
+        data += [row.path for row in run.ranking]
         content = json.dumps([decisive, data, trained], sort_keys=True)
         return f"{run.recipe.name}@{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
