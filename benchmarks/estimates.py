@@ -51,7 +51,10 @@ def tally(parts: Parts) -> list[Cell]:
     np.minimum.at(share, (day[waiting], parts.flagged[waiting].astype(int)), parts.order[waiting])
     drawn = parts.order < share[day, parts.flagged.astype(int)]
     label = np.where(~parts.reviewed, 0, np.where(parts.called_ng, 2, 1))
-    codes, counts = np.unique(day * 32 + label * 8 + drawn * 4 + parts.flagged * 2 + parts.audited, return_counts=True)
+    doubtful = np.zeros_like(parts.ng) if parts.doubtful is None else parts.doubtful
+    codes, counts = np.unique(
+        day * 64 + doubtful * 32 + label * 8 + drawn * 4 + parts.flagged * 2 + parts.audited, return_counts=True
+    )
     return [
         Cell(
             key=None,
@@ -60,9 +63,10 @@ def tally(parts: Parts) -> list[Cell]:
             audit_probability=None if code & 2 else parts.probability,
             label=(None, "OK", "NG")[code // 8 % 4],
             count=count,
-            day=str(code // 32),
-            share=float(share[code // 32, code // 2 % 2]) if code & 3 else 1.0,
+            day=str(code // 64),
+            share=float(share[code // 64, code // 2 % 2]) if code & 3 else 1.0,
             drawn=bool(code & 4),
+            doubtful=bool(code & 32),
         )
         for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
     ]

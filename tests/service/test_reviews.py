@@ -7,6 +7,7 @@ import pytest
 
 from kizu.service.identifiers import new_id
 from kizu.service.inspections.order import as_share, place_of
+from kizu.service.reviews.agreement import Agreement, agreement
 
 from .bundles import picture
 from .conftest import MakeRecipe, assert_problem, inspected
@@ -88,6 +89,47 @@ def test_the_queue_holds_flagged_and_sampled_passes_in_random_order(server: Serv
     review(server, waiting[0], "NG")
     review(server, waiting[1], "OK")
     assert [item["id"] for item in queue(server, recipe)["items"]] == in_order(waiting[2:])
+
+
+def test_a_pass_found_ng_is_handed_out_again_unmarked_to_others_until_two_agree(server: Server, recipe: str) -> None:
+    passed, flagged = inspected(server, recipe, picture(5)), inspected(server, recipe, picture(200))
+    fresh = queue(server, recipe)["items"]
+    review(server, passed, "NG", reviewer="ann")
+    review(server, flagged, "NG", reviewer="ann")
+
+    def waits_for(**reviewer: str) -> list[str]:
+        found = queue(server, recipe, **reviewer)
+        assert found["pending"] == len(found["items"])
+        return [item["id"] for item in found["items"]]
+
+    assert waits_for() == waits_for(reviewer="ann") == []
+    assert waits_for(reviewer="bob") == [passed["id"]]
+    assert queue(server, recipe, reviewer="bob")["items"] == [item for item in fresh if item["id"] == passed["id"]]
+    review(server, passed, "OK", reviewer="bob")
+    assert waits_for(reviewer="ann") == waits_for(reviewer="bob") == []
+    assert waits_for(reviewer="eve") == [passed["id"]]
+    review(server, passed, "NG", reviewer="eve")
+    assert waits_for(reviewer="dan") == []
+
+
+@pytest.mark.parametrize(
+    ("reviews", "expected"),
+    [
+        ([], Agreement(None, False)),
+        ([("ann", "OK")], Agreement(None, False)),
+        ([("ann", "NG")], Agreement(None, True)),
+        ([("ann", "NG"), ("ann", "OK")], Agreement(None, False)),
+        ([("ann", "NG"), ("bob", "NG")], Agreement("NG", False)),
+        ([("ann", "NG"), (None, "NG")], Agreement(None, True)),
+        ([("ann", "NG"), ("bob", "OK")], Agreement(None, True)),
+        ([("ann", "NG"), ("bob", "OK"), ("eve", "OK")], Agreement("OK", False)),
+        ([("ann", "NG"), ("bob", "OK"), ("eve", "OK"), ("dan", "NG")], Agreement(None, True)),
+    ],
+    ids=str,
+)
+def test_agreement_needs_two_names(reviews: list[tuple[str | None, str]], expected: Agreement) -> None:
+    assert agreement("OK", reviews) == expected
+    assert not agreement("NG", reviews).again
 
 
 def test_the_order_of_the_queue_is_uniform_and_not_that_of_arrival() -> None:

@@ -176,6 +176,8 @@ class InspectionService:
             audit_probability=audit.probability,
             audited=audit.selected,
             label=None,
+            confirmed=None,
+            again=False,
         )
 
     async def _store(self, pending: PendingInspection, inspection: Inspection) -> None:

@@ -33,6 +33,12 @@ class ReviewStratum:
     drawn: int = 0
     """Queued, reviewed, and placed below `share`."""
     drawn_ng: int = 0
+    """Drawn, and certainly NG."""
+    drawn_doubtful: int = 0
+    certain_ng: int = 0
+    """NG by the only review of a flagged inspection, or by two reviewers of a pass."""
+    doubtful: int = 0
+    """Passes that somebody found NG, and on which no two reviewers agree yet."""
 
     def add(self, cell: Cell) -> None:
         """Add one cell."""
@@ -44,7 +50,11 @@ class ReviewStratum:
         self.queued += queued
         self.waiting += queued * (cell.label is None)
         self.drawn += queued * (cell.label is not None and cell.drawn)
-        self.drawn_ng += queued * (cell.label == "NG" and cell.drawn)
+        certain = not cell.doubtful and (cell.confirmed or cell.label) == "NG"
+        self.certain_ng += cell.count * certain
+        self.doubtful += cell.count * cell.doubtful
+        self.drawn_ng += queued * (certain and cell.drawn)
+        self.drawn_doubtful += queued * (cell.doubtful and cell.drawn)
 
     @property
     def unknown(self) -> int:
@@ -115,6 +125,11 @@ class Counts:
     def passed(self) -> int:
         """Number of passed inspections."""
         return sum(stratum.total for stratum in self.passes)
+
+    @property
+    def doubtful(self) -> int:
+        """Number of passes that need another reviewer."""
+        return sum(stratum.doubtful for stratum in self.passes)
 
     @property
     def reviewed_flagged(self) -> int:

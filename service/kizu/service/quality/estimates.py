@@ -115,7 +115,7 @@ def _estimate(strata: Sequence[ReviewStratum]) -> float | None:
     for probability in {stratum.probability for stratum in incomplete}:
         if not any(stratum.drawn for stratum in incomplete if stratum.probability == probability):
             return None
-    return sum(stratum.drawn_ng / stratum.inclusion if stratum.unknown else stratum.ng for stratum in strata)
+    return sum(stratum.drawn_ng / stratum.inclusion if stratum.unknown else stratum.certain_ng for stratum in strata)
 
 
 def _waits_unseen(stratum: ReviewStratum) -> bool:

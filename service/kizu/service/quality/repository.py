@@ -33,6 +33,10 @@ class Cell:
     """In [0, 1]: the place of the first inspection that waits, among those of the same key, day and probability."""
     drawn: bool = True
     """Placed before the first one that waits."""
+    doubtful: bool = False
+    """A pass that somebody found NG, and on which no two reviewers agree yet."""
+    confirmed: str | None = None
+    """The label that two reviewers agree on."""
 
 
 def cells(
@@ -49,6 +53,8 @@ def cells(
         "audited": Inspection.audited,
         "probability": Inspection.audit_probability,
         "label": Inspection.label,
+        "again": Inspection.again,
+        "confirmed": Inspection.confirmed,
     }
     rows = sa.select(*(column.label(name) for name, column in columns.items()), flagged.label("flagged"))
     rows = rows.where(Inspection.recipe == recipe)
@@ -68,9 +74,11 @@ def cells(
             label=label,
             share=1.0 if first is None else as_share(first),
             drawn=drawn,
+            doubtful=again,
+            confirmed=confirmed,
             count=count,
         )
-        for key, day, verdict, audited, probability, label, first, drawn, count in (
+        for key, day, verdict, audited, probability, label, again, confirmed, first, drawn, count in (
             *session.execute(_counted(rows.where(sa.not_(queued)))),
             *session.execute(_counted(_with_first_waiting(session, rows.where(queued)))),
         )
@@ -80,7 +88,7 @@ def cells(
 def _counted(rows: sa.Select[Any]) -> sa.Select[Any]:
     """Count rows that agree; `first` is NULL and `drawn` true where the rows have no place in the queue."""
     table = rows.subquery()
-    by = [table.c[name] for name in ("key", "day", "verdict", "audited", "probability", "label")]
+    by = [table.c[name] for name in ("key", "day", "verdict", "audited", "probability", "label", "again", "confirmed")]
     if "first" not in table.c:
         return sa.select(*by, sa.null(), sa.true(), sa.func.count()).group_by(*by)
     by += [table.c.first, sa.or_(table.c.first.is_(None), table.c.place < table.c.first).label("drawn")]

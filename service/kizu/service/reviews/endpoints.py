@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from kizu.service.dependencies import injected
-from kizu.service.fields import Name
+from kizu.service.fields import Name, OptionalName
 from kizu.service.pages import Cursor, Limit, decode_cursor
 from kizu.service.problems import responses
 from kizu.service.reviews import service
@@ -53,6 +53,9 @@ def create_review(database: InjectedDatabase, inspection_id: UUID, review: NewRe
 def get_queue(
     database: InjectedDatabase,
     recipe: Annotated[Name, Query(description="Whose inspections.")],
+    reviewer: Annotated[
+        OptionalName, Query(description="Who will look: adds what needs another opinion than this one's.")
+    ] = None,
     cursor: Cursor = None,
     limit: Limit = 50,
     blind: Annotated[
@@ -62,6 +65,6 @@ def get_queue(
     """List unreviewed NG and REVIEW verdicts, mixed with audit samples of passed parts.
 
     The order is random and fixed, so that the reviewed ones are a random draw of all, and quality can say how it bounds
-    the others.
+    the others. Passes that somebody found NG are handed out again, unmarked, to other reviewers who give their name.
     """
-    return service.queue(database, recipe, decode_cursor(cursor), limit, blind)
+    return service.queue(database, recipe, reviewer, decode_cursor(cursor), limit, blind)

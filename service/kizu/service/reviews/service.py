@@ -3,6 +3,7 @@
 Notable here:
 - Flagged inspections and audit samples share one queue and cannot be distinguished in it: a reviewer who knows the
   model's verdict tends to confirm it.
+- Second reviews are in the same queue and look like first ones: nobody is told that somebody else found an NG.
 - The queue's order is random, so that those reviewed first are a fair draw of those that wait.
 """
 
@@ -44,13 +45,13 @@ def detail(database: Database, inspection_id: UUID) -> InspectionDetail:
     return InspectionDetail(**dict(view), label=inspection.label, reviews=reviews)  # type: ignore[arg-type]
 
 
-def queue(database: Database, recipe: str, after: UUID | None, limit: int, blind: bool) -> Queue:
+def queue(database: Database, recipe: str, reviewer: str | None, after: UUID | None, limit: int, blind: bool) -> Queue:
     """Return one page of the inspections that wait for a review, in random order; raises UnknownRecipeError."""
     with database.reading() as session:
         if not registry.recipe_exists(session, recipe):
             raise UnknownRecipeError(recipe)
-        rows = repository.queue(session, recipe, after, limit + 1)
-        pending = repository.pending(session, recipe)
+        rows = repository.queue(session, recipe, reviewer, after, limit + 1)
+        pending = repository.pending(session, recipe, reviewer)
     items = [_item(row, blind) for row in rows[:limit]]
     return Queue(items=items, next=encode_cursor(items[-1].id) if len(rows) > limit else None, pending=pending)
 
