@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+RECHECK_RATE = 0.5
 Curve = Callable[[Array], Array]
 
 
@@ -38,6 +39,8 @@ class Parts:
     """Probability with which a pass becomes an audit sample."""
     doubtful: Mask | None = None
     """Passes that one reviewer found NG and that nobody has reviewed again; None: none."""
+    rechecked: Mask | None = None
+    """Audit samples that the first reviewer found OK and that others reviewed again; None: none."""
 
     @property
     def queued(self) -> Mask:
@@ -153,6 +156,16 @@ def overlooked(rng: np.random.Generator, share: float) -> Parts:
     return replace(parts, called_ng=parts.ng & ~(parts.audited & (rng.random(len(parts.ng)) < share)))
 
 
+def overlooked_rechecked(rng: np.random.Generator, again: float) -> Parts:
+    """Reviewers pass 30 % of the NG; half of what they find OK is reviewed again by some who pass a share `again`."""
+    parts = produce(rng, fnr=constant(0.2), overkill=constant(0.02), audit=0.5)
+    first_call = parts.ng & (rng.random(len(parts.ng)) >= 0.3)
+    second, third = parts.ng & (rng.random((2, len(parts.ng))) >= again)
+    rechecked = parts.audited & ~first_call & (rng.random(len(parts.ng)) < RECHECK_RATE)
+    agreed = np.where(first_call, second | third, rechecked & second & third)
+    return replace(parts, called_ng=np.where(parts.audited, agreed, parts.ng), rechecked=rechecked)
+
+
 def audits(rng: np.random.Generator, rate: float) -> Parts:
     """Everything in the queue is reviewed, without error."""
     return produce(rng, fnr=constant(0.2), overkill=constant(0.02), audit=rate)
@@ -174,5 +187,9 @@ def scenarios() -> list[Scenario]:
         Scenario("no miss, 1 % of OK called NG once", 0.0, partial(false_alarms, again=False)),
         Scenario("no miss, 1 % of OK called NG, reviewed again", 0.0, partial(false_alarms, again=True)),
         Scenario("30 % of audited NG overlooked", 0.2, partial(overlooked, share=0.3)),
+        *(
+            Scenario(f"the same, rechecked by some who overlook {a:.0%}", 0.2, partial(overlooked_rechecked, again=a))
+            for a in (0.0, 0.1, 0.3)
+        ),
         *(Scenario(f"all reviewed, audit rate {a}", 0.2, partial(audits, rate=a)) for a in (0.02, 0.1, 0.5)),
     ]

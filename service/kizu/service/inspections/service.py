@@ -178,6 +178,9 @@ class InspectionService:
             label=None,
             confirmed=None,
             again=False,
+            doubtful=False,
+            recheck_probability=None,
+            recheck=None,
         )
 
     async def _store(self, pending: PendingInspection, inspection: Inspection) -> None:

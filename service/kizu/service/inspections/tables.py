@@ -12,7 +12,7 @@ from kizu.service.storage.database import Base
 
 
 class Inspection(Base):
-    """One scored image with its verdict. Only what repeats its reviews ever changes: `label`, `confirmed`, `again`."""
+    """One scored image with its verdict. Only `label` and what follows it ever change: they repeat the reviews."""
 
     __tablename__ = "inspections"
 
@@ -44,7 +44,13 @@ class Inspection(Base):
     confirmed: Mapped[str | None] = mapped_column(sa.String(2))
     """The label that two reviewers agree on."""
     again: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
-    """The inspection passed, somebody found it NG, and nobody else has agreed or disagreed enough."""
+    """The inspection needs another reviewer."""
+    doubtful: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """The inspection passed, somebody found it NG, and no two reviewers agree."""
+    recheck_probability: Mapped[float | None]
+    """Probability of a recheck when an audit sample was found OK; NULL where it was not found OK first."""
+    recheck: Mapped[str | None] = mapped_column(sa.String(8))
+    """`waiting` or `done` where an audit sample found OK is to be reviewed again."""
 
     __table_args__ = (
         sa.Index("ix_inspections_recipe_id", "recipe", "id"),

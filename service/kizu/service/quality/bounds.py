@@ -17,6 +17,8 @@ Notable here:
 - *Worst case.* A stratum may instead be counted: its NG lie in [found, found + unseen], whoever chose what to review.
   Each bound takes the end that hurts it; Clopper–Pearson bounds are monotone in the counts, so that they hold there.
 - *Doubt.* A pass that only one reviewer found NG counts as OK below and as NG above.
+- *Overlooked.* Missed NG that the first reviewer of an audit sample finds OK are a stratum of their own: they are seen
+  if they are also drawn for a recheck, with probability πₛρ. What the second reviewer overlooks too stays unseen.
 - Which strata are counted and which are thinned follows from the numbers of reviews alone, never from their labels.
 """
 
@@ -84,8 +86,8 @@ class Sightings:
 def sightings(strata: Sequence[ReviewStratum], label: Literal["NG", "OK"], error: float) -> Sightings:
     """Choose which strata to count and which to thin, and return what was seen in each."""
     least = _least_inclusion(strata, error)
-    thinned = [stratum for stratum in strata if stratum.unknown and stratum.inclusion >= least]
-    counted = [stratum for stratum in strata if not stratum.unknown or stratum.inclusion < least]
+    thinned = [stratum for stratum in strata if _thins(stratum, least)]
+    counted = [stratum for stratum in strata if not _thins(stratum, least)]
 
     def interval(group: list[ReviewStratum]) -> tuple[int, int]:
         if label == "OK":
@@ -98,13 +100,30 @@ def sightings(strata: Sequence[ReviewStratum], label: Literal["NG", "OK"], error
         if label == "OK":
             low = stratum.drawn - stratum.drawn_ng - stratum.drawn_doubtful
             return low, low + stratum.drawn_doubtful
-        return stratum.drawn_ng, stratum.drawn_ng + stratum.drawn_doubtful
+        low, doubtful = stratum.drawn_ng, stratum.drawn_doubtful
+        if not stratum.rechecked:
+            low, doubtful = low + stratum.other_overlooked, doubtful + stratum.other_doubtful
+        return low, low + doubtful
 
     return Sightings(
         counted=interval(counted),
-        drawn=tuple((*drawn(stratum), stratum.inclusion) for stratum in thinned),
+        drawn=(
+            *((*drawn(stratum), stratum.inclusion) for stratum in thinned),
+            *(_overlooked(stratum) for stratum in thinned if stratum.rechecked and label == "NG"),
+        ),
         certain=interval(thinned),
     )
+
+
+def _thins(stratum: ReviewStratum, least: float) -> bool:
+    if not stratum.unknown:
+        return bool(stratum.rechecked) and stratum.inclusion == 1
+    return stratum.inclusion >= least
+
+
+def _overlooked(stratum: ReviewStratum) -> tuple[int, int, float]:
+    found = stratum.overlooked
+    return found, found + stratum.overlooked_doubtful, stratum.recheck_inclusion
 
 
 def ratio_bounds(part: Sightings, rest: Sightings, error: float) -> tuple[float, float]:

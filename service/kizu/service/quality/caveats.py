@@ -50,10 +50,16 @@ def caveats(counts: Counts) -> list[str]:
             f"{counts.doubtful} passes that somebody found NG wait for agreement of another reviewer. Until then they "
             "count as NG in the upper bounds of the FNR, as OK in the lower ones, and not in the estimates."
         )
+    unchecked = sum(bool(stratum.unknown and stratum.drawn and not stratum.rechecked) for stratum in counts.passes)
+    if unchecked:
+        sentences.append(
+            f"On {unchecked} of {len(counts.passes)} days or audit rates, no audit sample found OK has been reviewed "
+            "again in the order of the queue: NG that reviewers overlooked there are not in the bounds."
+        )
     if counts.passed + counts.flagged:
         sentences.append(
-            "The bounds assume that what a reviewer finds OK is OK, that reviewers' names are those of different "
-            "people, and that NG occur independently of each other."
+            "The bounds assume that what two reviewers find OK is OK, and what one reviewer of a flagged part finds is "
+            "right, that reviewers' names are those of different people, and that NG occur independently of each other."
         )
     return sentences
 
@@ -87,12 +93,13 @@ def reviews_needed(counts: Counts) -> list[ReviewsNeeded]:
         needed.append(
             ReviewsNeeded("audit samples", samples, f"Review these {samples} audit samples: the queue mixes them in.")
         )
-    if counts.doubtful:
+    again = counts.doubtful + counts.rechecks_waiting
+    if again:
         needed.append(
             ReviewsNeeded(
                 "second reviews",
-                counts.doubtful,
-                f"Let others review {counts.doubtful} again: the queue mixes them in for reviewers who give a name.",
+                again,
+                f"Let others review {again} again: the queue mixes them in for reviewers who give a name.",
             )
         )
     if flagged:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 
 from kizu.service.dependencies import injected
 from kizu.service.fields import Name, OptionalName
+from kizu.service.inspections.audit import AuditSampler
 from kizu.service.pages import Cursor, Limit, decode_cursor
 from kizu.service.problems import responses
 from kizu.service.reviews import service
@@ -38,9 +39,14 @@ def get_inspection(database: InjectedDatabase, inspection_id: UUID) -> Inspectio
     summary="Say what it was",
     responses=responses(404, 422),
 )
-def create_review(database: InjectedDatabase, inspection_id: UUID, review: NewReview) -> ReviewView:
+def create_review(
+    database: InjectedDatabase,
+    audit: Annotated[AuditSampler, injected(AuditSampler)],
+    inspection_id: UUID,
+    review: NewReview,
+) -> ReviewView:
     """Label an inspection. Reviews are only ever added; the latest one counts."""
-    return service.add(database, inspection_id, review)
+    return service.add(database, audit, inspection_id, review)
 
 
 @router.get(
@@ -65,6 +71,7 @@ def get_queue(
     """List unreviewed NG and REVIEW verdicts, mixed with audit samples of passed parts.
 
     The order is random and fixed, so that the reviewed ones are a random draw of all, and quality can say how it bounds
-    the others. Passes that somebody found NG are handed out again, unmarked, to other reviewers who give their name.
+    the others. Passes that somebody found NG, and a random share of the audit samples found OK, are handed out again,
+    unmarked, to other reviewers who give their name.
     """
     return service.queue(database, recipe, reviewer, decode_cursor(cursor), limit, blind)

@@ -8,6 +8,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from kizu.service.inspections.audit import AuditSampler
 from kizu.service.inspections.order import place, place_of
 from kizu.service.inspections.tables import Inspection
 from kizu.service.reviews.agreement import agreement
@@ -19,13 +20,17 @@ def lock_inspection(session: Session, inspection_id: UUID) -> Inspection | None:
     return session.get(Inspection, inspection_id, with_for_update=True)
 
 
-def add(session: Session, review: Review, inspection: Inspection) -> None:
+def add(session: Session, review: Review, inspection: Inspection, audit: AuditSampler) -> None:
     """Insert a review; the caller has locked the inspection."""
     session.add(review)
     session.flush()
-    reviews = of_inspection(session, inspection.id)
-    state = agreement(inspection.verdict, [(stored.reviewer, stored.label) for stored in reviews])
-    inspection.label, inspection.confirmed, inspection.again = review.label, state.confirmed, state.again
+    reviews = [(stored.reviewer, stored.label) for stored in of_inspection(session, inspection.id)]
+    if len(reviews) == 1 and inspection.audited and review.label == "OK":
+        inspection.recheck_probability = audit.recheck_rate
+    drawn = inspection.recheck is not None or (len(reviews) == 1 and audit.rechecks(inspection.id))
+    state = agreement(inspection.verdict, reviews, inspection.audited and drawn)
+    inspection.label, inspection.confirmed = review.label, state.confirmed
+    inspection.again, inspection.doubtful, inspection.recheck = state.again, state.doubtful, state.recheck
 
 
 def of_inspection(session: Session, inspection_id: UUID) -> Sequence[Review]:

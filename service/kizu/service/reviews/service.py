@@ -13,6 +13,7 @@ from uuid import UUID
 
 from kizu.service.identifiers import new_id, time_of
 from kizu.service.inspections import listing
+from kizu.service.inspections.audit import AuditSampler
 from kizu.service.inspections.schemas import ImageView, InspectionView
 from kizu.service.inspections.tables import Inspection
 from kizu.service.pages import encode_cursor
@@ -24,7 +25,7 @@ from kizu.service.reviews.tables import Review
 from kizu.service.storage.database import Database
 
 
-def add(database: Database, inspection_id: UUID, new: NewReview) -> ReviewView:
+def add(database: Database, audit: AuditSampler, inspection_id: UUID, new: NewReview) -> ReviewView:
     """Add a review; raises a 404 Problem."""
     with database.writing() as session:
         inspection = repository.lock_inspection(session, inspection_id)
@@ -32,7 +33,7 @@ def add(database: Database, inspection_id: UUID, new: NewReview) -> ReviewView:
             raise listing.unknown_inspection(inspection_id)
         review_id = new_id()
         review = Review(id=review_id, inspection_id=inspection_id, created_at=time_of(review_id), **new.model_dump())
-        repository.add(session, review, inspection)
+        repository.add(session, review, inspection, audit)
     return ReviewView.model_validate(review)
 
 

@@ -14,7 +14,12 @@ def upgrade() -> None:
     with op.batch_alter_table("inspections") as table:
         table.add_column(sa.Column("confirmed", sa.String(2)))
         table.add_column(sa.Column("again", sa.Boolean(), nullable=False, server_default=sa.false()))
-    op.execute(sa.text("UPDATE inspections SET again = (1 = 1) WHERE verdict = 'OK' AND label = 'NG'"))
+        table.add_column(sa.Column("doubtful", sa.Boolean(), nullable=False, server_default=sa.false()))
+        table.add_column(sa.Column("recheck_probability", sa.Double()))
+        table.add_column(sa.Column("recheck", sa.String(8)))
+    op.execute(
+        sa.text("UPDATE inspections SET again = (1 = 1), doubtful = (1 = 1) WHERE verdict = 'OK' AND label = 'NG'")
+    )
     op.create_index("ix_inspections_again", "inspections", ["recipe", "id"], sqlite_where=AGAIN, postgresql_where=AGAIN)
 
 
@@ -22,5 +27,5 @@ def downgrade() -> None:
     """Drop the columns; the reviews stay."""
     op.drop_index("ix_inspections_again", "inspections")
     with op.batch_alter_table("inspections") as table:
-        table.drop_column("again")
-        table.drop_column("confirmed")
+        for column in ("recheck", "recheck_probability", "doubtful", "again", "confirmed"):
+            table.drop_column(column)
