@@ -17,7 +17,7 @@ import typer
 
 from benchmarks.command import main, progress, single_command
 from benchmarks.estimates_before import fnr_bounds_before
-from benchmarks.estimates_scenarios import Parts, Scenario, audits, scenarios
+from benchmarks.estimates_scenarios import RECHECK_RATE, Parts, Scenario, audits, scenarios
 from kizu.models.rates import clopper_pearson_upper
 from kizu.service.quality.counts import Counts
 from kizu.service.quality.estimates import estimate_fnr
@@ -51,7 +51,12 @@ def tally(parts: Parts) -> list[Cell]:
     np.minimum.at(share, (day[waiting], parts.flagged[waiting].astype(int)), parts.order[waiting])
     drawn = parts.order < share[day, parts.flagged.astype(int)]
     label = np.where(~parts.reviewed, 0, np.where(parts.called_ng, 2, 1))
-    codes, counts = np.unique(day * 32 + label * 8 + drawn * 4 + parts.flagged * 2 + parts.audited, return_counts=True)
+    rechecked = np.zeros_like(parts.ng) if parts.rechecked is None else parts.rechecked
+    doubtful = np.zeros_like(parts.ng) if parts.doubtful is None else parts.doubtful
+    codes, counts = np.unique(
+        (day * 2 + rechecked) * 64 + doubtful * 32 + label * 8 + drawn * 4 + parts.flagged * 2 + parts.audited,
+        return_counts=True,
+    )
     return [
         Cell(
             key=None,
@@ -60,9 +65,12 @@ def tally(parts: Parts) -> list[Cell]:
             audit_probability=None if code & 2 else parts.probability,
             label=(None, "OK", "NG")[code // 8 % 4],
             count=count,
-            day=str(code // 32),
-            share=float(share[code // 32, code // 2 % 2]) if code & 3 else 1.0,
+            day=str(code // 128),
+            share=float(share[code // 128, code // 2 % 2]) if code & 3 else 1.0,
             drawn=bool(code & 4),
+            doubtful=bool(code & 32),
+            recheck="done" if code & 64 else None,
+            recheck_probability=None if parts.rechecked is None or code & 2 else RECHECK_RATE,
         )
         for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
     ]

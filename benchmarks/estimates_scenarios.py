@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+RECHECK_RATE = 0.5
 Curve = Callable[[Array], Array]
 
 
@@ -33,9 +34,13 @@ class Parts:
     """Place in the random order of the queue, uniform in [0, 1)."""
     reviewed: Mask
     called_ng: Mask
-    """The label that a reviewer gives or would give."""
+    """The label that a reviewer gives or would give; of a pass, the one that two reviewers agree on."""
     probability: float
     """Probability with which a pass becomes an audit sample."""
+    doubtful: Mask | None = None
+    """Passes that one reviewer found NG and that nobody has reviewed again; None: none."""
+    rechecked: Mask | None = None
+    """Audit samples that the first reviewer found OK and that others reviewed again; None: none."""
 
     @property
     def queued(self) -> Mask:
@@ -134,16 +139,31 @@ def flagged_missing(rng: np.random.Generator, share: float) -> Parts:
     return replace(parts, reviewed=~parts.flagged | first(parts.flagged, rng.random(1000), share))
 
 
-def false_alarms(rng: np.random.Generator) -> Parts:
-    """No NG is missed, and reviewers call 1 % of the OK parts NG."""
+def false_alarms(rng: np.random.Generator, *, again: bool) -> Parts:
+    """No NG is missed, and each reviewer calls 1 % of the OK parts NG; second and third reviews are done or not."""
     parts = produce(rng, fnr=constant(0.0), overkill=constant(0.02), ng_rate=0.01)
-    return replace(parts, called_ng=parts.ng | (rng.random(len(parts.ng)) < 0.01))
+    first_call = parts.ng | (rng.random(len(parts.ng)) < 0.01)
+    passes = parts.audited & first_call
+    if not again:
+        return replace(parts, called_ng=first_call, doubtful=passes)
+    others = rng.random((2, len(parts.ng))) < 0.01
+    return replace(parts, called_ng=np.where(passes, others.any(axis=0), first_call))
 
 
-def overlooked(rng: np.random.Generator) -> Parts:
-    """Reviewers pass 30 % of the NG among the audit samples."""
+def overlooked(rng: np.random.Generator, share: float) -> Parts:
+    """Reviewers pass a `share` of the NG among the audit samples, and everybody agrees on the others."""
     parts = produce(rng, fnr=constant(0.2), overkill=constant(0.02), audit=0.5)
-    return replace(parts, called_ng=parts.ng & ~(parts.audited & (rng.random(len(parts.ng)) < 0.3)))
+    return replace(parts, called_ng=parts.ng & ~(parts.audited & (rng.random(len(parts.ng)) < share)))
+
+
+def overlooked_rechecked(rng: np.random.Generator, again: float) -> Parts:
+    """Reviewers pass 30 % of the NG; half of what they find OK is reviewed again by some who pass a share `again`."""
+    parts = produce(rng, fnr=constant(0.2), overkill=constant(0.02), audit=0.5)
+    first_call = parts.ng & (rng.random(len(parts.ng)) >= 0.3)
+    second, third = parts.ng & (rng.random((2, len(parts.ng))) >= again)
+    rechecked = parts.audited & ~first_call & (rng.random(len(parts.ng)) < RECHECK_RATE)
+    agreed = np.where(first_call, second | third, rechecked & second & third)
+    return replace(parts, called_ng=np.where(parts.audited, agreed, parts.ng), rechecked=rechecked)
 
 
 def audits(rng: np.random.Generator, rate: float) -> Parts:
@@ -164,7 +184,12 @@ def scenarios() -> list[Scenario]:
             Scenario(f"all passes, {s:.0%} of flagged reviewed", 0.2, partial(flagged_missing, share=s))
             for s in (0.8, 0.9, 1.0)
         ),
-        Scenario("no miss, 1 % of OK called NG", 0.0, false_alarms),
-        Scenario("30 % of audited NG overlooked", 0.2, overlooked),
+        Scenario("no miss, 1 % of OK called NG once", 0.0, partial(false_alarms, again=False)),
+        Scenario("no miss, 1 % of OK called NG, reviewed again", 0.0, partial(false_alarms, again=True)),
+        Scenario("30 % of audited NG overlooked", 0.2, partial(overlooked, share=0.3)),
+        *(
+            Scenario(f"the same, rechecked by some who overlook {a:.0%}", 0.2, partial(overlooked_rechecked, again=a))
+            for a in (0.0, 0.1, 0.3)
+        ),
         *(Scenario(f"all reviewed, audit rate {a}", 0.2, partial(audits, rate=a)) for a in (0.02, 0.1, 0.5)),
     ]

@@ -21,6 +21,14 @@ def test_only_passed_inspections_are_sampled_with_the_probability_that_is_stored
         assert sampler.decide(identifier, "REVIEW") == AuditDecision(None, False)
 
 
+def test_rechecks_are_drawn_by_themselves() -> None:
+    sampler = AuditSampler(b"key", 0.5, recheck_rate=0.5)
+    identifiers = [new_id() for _ in range(4000)]
+    both = sum(sampler.decide(found, "OK").selected and sampler.rechecks(found) for found in identifiers)
+    assert abs(both - 1000) < 5 * (4000 * 0.25 * 0.75) ** 0.5
+    assert not any(AuditSampler(b"key", 0.5).rechecks(found) for found in identifiers)
+
+
 @pytest.mark.parametrize(("rate", "selected"), [(0.0, False), (1.0, True)])
 def test_rates_at_the_ends_are_certain(rate: float, selected: bool) -> None:
     sampler = AuditSampler(b"key", rate)

@@ -15,8 +15,9 @@ def quality(server: Server, recipe: str, **parameters: str) -> dict:
     return answer.json()
 
 
-def label(server: Server, inspection: dict, label: str) -> None:
-    assert server.client.post(inspection["links"]["reviews"], json={"label": label}).status_code == 201
+def label(server: Server, inspection: dict, label: str, reviewer: str | None = None) -> None:
+    review = {"label": label, "reviewer": reviewer}
+    assert server.client.post(inspection["links"]["reviews"], json=review).status_code == 201
 
 
 def test_figures_over_http(server: Server, add_recipe: MakeRecipe) -> None:
@@ -35,18 +36,21 @@ def test_figures_over_http(server: Server, add_recipe: MakeRecipe) -> None:
     assert total["overkill"] == Rate(2, 4).as_dict()
     assert total["escape_rate"] == Rate(1, 3).as_dict()
     assert total["review_coverage"]["passed"]["count"] == 3
-    assert total["fnr_estimate"]["lower"] < 1 / 4 < total["fnr_estimate"]["upper"]
+    # Only one reviewer has found the miss so far.
+    assert total["fnr_estimate"]["lower"] == 0.0
+    assert total["fnr_estimate"]["upper"] > 1 / 4
     assert any("audit samples still wait" in caveat for caveat in total["caveats"])
-    assert total["reviews_needed"] == [
-        {
-            "what": "audit samples",
-            "count": 1,
-            "sentence": "Review these 1 audit samples: the queue mixes them in.",
-            "queue": f"/v1/reviews/queue?recipe={recipe}",
-        }
-    ]
+    first, second = total["reviews_needed"]
+    assert first == {
+        "what": "audit samples",
+        "count": 1,
+        "sentence": "Review these 1 audit samples: the queue mixes them in.",
+        "queue": f"/v1/reviews/queue?recipe={recipe}",
+    }
+    # The miss, and those of the two passes found OK that were drawn for it.
+    assert (second["what"], 1 <= second["count"] <= 3) == ("second reviews", True)
     realised = total["realised"]
-    assert [realised[name] for name in ("missed_lower", "missed_upper", "caught_lower", "caught_upper")] == [1, 2, 3, 3]
+    assert [realised[name] for name in ("missed_lower", "missed_upper", "caught_lower", "caught_upper")] == [0, 2, 3, 3]
     assert total["model_versions"] == []
 
     a, b = total["groups"]
@@ -116,8 +120,33 @@ def test_the_bounds_extrapolate_only_along_the_order_of_the_queue(server: Server
     assert quality(server, recipe)["fnr_estimate"]["rate"] == 0.0
 
 
-def queue_of(server: Server, recipe: str) -> list[dict]:
-    return server.client.get("/v1/reviews/queue", params={"recipe": recipe}).json()["items"]
+def test_a_miss_counts_once_two_reviewers_agree(server: Server, recipe: str) -> None:
+    label(server, inspected(server, recipe, picture(200)), "NG")
+    missed = inspected(server, recipe, picture(5))
+    lower = []
+    for reviewer, found in (("ann", "NG"), ("ann", "NG"), (None, "NG"), ("bob", "OK"), ("eve", "NG")):
+        label(server, missed, found, reviewer)
+        lower.append(quality(server, recipe)["fnr_estimate"]["lower"])
+    assert lower[:4] == [0.0] * 4
+    assert lower[4] == pytest.approx(Rate(1, 2).lower)
+
+
+def test_rechecks_of_audits_found_ok_enter_the_upper_bound(server: Server, recipe: str) -> None:
+    label(server, inspected(server, recipe, picture(200)), "NG")
+    for value in range(10, 40):
+        label(server, inspected(server, recipe, picture(value)), "OK", "ann")
+    assert quality(server, recipe)["fnr_estimate"]["upper"] == pytest.approx(Rate(0, 1).upper)
+    rechecks = queue_of(server, recipe, reviewer="bob")
+    assert rechecks
+    for item in rechecks:
+        label(server, item, "OK", "bob")
+    # An overlooked NG would have been drawn with probability 1/2: whoever is seen stands for two.
+    upper, odds = quality(server, recipe)["fnr_estimate"]["upper"], 2 * Rate(0, 1).upper / (1 - Rate(0, 1).upper)
+    assert upper == pytest.approx(odds / (1 + odds))
+
+
+def queue_of(server: Server, recipe: str, **parameters: str) -> list[dict]:
+    return server.client.get("/v1/reviews/queue", params={"recipe": recipe, **parameters}).json()["items"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from kizu.service.identifiers import new_id
 from kizu.service.inspections.order import as_share, place_of
+from kizu.service.reviews.agreement import Agreement, agreement
 
 from .bundles import picture
 from .conftest import MakeRecipe, assert_problem, inspected
@@ -88,6 +89,78 @@ def test_the_queue_holds_flagged_and_sampled_passes_in_random_order(server: Serv
     review(server, waiting[0], "NG")
     review(server, waiting[1], "OK")
     assert [item["id"] for item in queue(server, recipe)["items"]] == in_order(waiting[2:])
+
+
+def test_a_pass_found_ng_is_handed_out_again_unmarked_to_others_until_two_agree(server: Server, recipe: str) -> None:
+    passed, flagged = inspected(server, recipe, picture(5)), inspected(server, recipe, picture(200))
+    fresh = queue(server, recipe)["items"]
+    review(server, passed, "NG", reviewer="ann")
+    review(server, flagged, "NG", reviewer="ann")
+
+    def waits_for(**reviewer: str) -> list[str]:
+        found = queue(server, recipe, **reviewer)
+        assert found["pending"] == len(found["items"])
+        return [item["id"] for item in found["items"]]
+
+    assert waits_for() == waits_for(reviewer="ann") == []
+    assert waits_for(reviewer="bob") == [passed["id"]]
+    assert queue(server, recipe, reviewer="bob")["items"] == [item for item in fresh if item["id"] == passed["id"]]
+    review(server, passed, "OK", reviewer="bob")
+    assert waits_for(reviewer="ann") == waits_for(reviewer="bob") == []
+    assert waits_for(reviewer="eve") == [passed["id"]]
+    review(server, passed, "NG", reviewer="eve")
+    assert waits_for(reviewer="dan") == []
+
+
+@pytest.mark.parametrize(
+    ("reviews", "expected"),
+    [
+        ([], Agreement(None, False, None)),
+        ([("ann", "OK")], Agreement(None, False, None)),
+        ([("ann", "NG")], Agreement(None, True, None)),
+        ([("ann", "NG"), ("ann", "OK")], Agreement(None, False, None)),
+        ([("ann", "NG"), ("bob", "NG")], Agreement("NG", False, None)),
+        ([("ann", "NG"), (None, "NG")], Agreement(None, True, None)),
+        ([("ann", "NG"), ("bob", "OK")], Agreement(None, True, None)),
+        ([("ann", "NG"), ("bob", "OK"), ("eve", "OK")], Agreement("OK", False, None)),
+        ([("ann", "NG"), ("bob", "OK"), ("eve", "OK"), ("dan", "NG")], Agreement(None, True, None)),
+    ],
+    ids=str,
+)
+def test_agreement_needs_two_names(reviews: list[tuple[str | None, str]], expected: Agreement) -> None:
+    assert agreement("OK", reviews) == expected
+    assert not agreement("NG", reviews).again
+
+
+@pytest.mark.parametrize(
+    ("reviews", "expected"),
+    [
+        ([("ann", "OK")], Agreement(None, False, "waiting")),
+        ([("ann", "OK"), ("ann", "OK")], Agreement(None, False, "waiting")),
+        ([("ann", "OK"), ("bob", "OK")], Agreement("OK", False, "done")),
+        ([("ann", "OK"), ("bob", "NG")], Agreement(None, True, "done")),
+        ([("ann", "OK"), ("bob", "NG"), ("eve", "NG")], Agreement("NG", False, "done")),
+        ([("ann", "NG"), ("bob", "OK")], Agreement(None, True, None)),
+    ],
+    ids=str,
+)
+def test_an_audit_sample_found_ok_and_drawn_is_reviewed_again(reviews: list, expected: Agreement) -> None:
+    assert agreement("OK", reviews, rechecks=True) == expected
+
+
+def test_about_half_of_the_audits_found_ok_are_handed_out_to_somebody_else(server: Server, recipe: str) -> None:
+    audits = [inspected(server, recipe, picture(value)) for value in range(20, 60)]
+    flagged = inspected(server, recipe, picture(200))
+    for inspection in (*audits, flagged):
+        review(server, inspection, "OK", reviewer="ann")
+    again = {item["id"] for item in queue(server, recipe, reviewer="bob")["items"]}
+    assert 5 <= len(again) <= 35
+    assert again <= {inspection["id"] for inspection in audits}
+    assert queue(server, recipe, reviewer="ann")["items"] == queue(server, recipe)["items"] == []
+    for inspection in audits:
+        if inspection["id"] in again:
+            review(server, inspection, "OK", reviewer="bob")
+    assert queue(server, recipe, reviewer="eve")["items"] == []
 
 
 def test_the_order_of_the_queue_is_uniform_and_not_that_of_arrival() -> None:

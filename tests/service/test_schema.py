@@ -88,6 +88,19 @@ def test_down_and_up_again_with_data(database: Database) -> None:
     schema.upgrade(database)
 
 
+def test_passes_found_ng_before_second_reviews_need_one(database: Database) -> None:
+    schema.upgrade(database)
+    inspection = fill(database)
+    with database.writing() as session:
+        stored = session.get_one(Inspection, inspection.id)
+        stored.verdict, stored.label = "OK", "NG"
+    schema.downgrade(database, "0002")
+    schema.upgrade(database)
+    with database.reading() as session:
+        kept = session.get_one(Inspection, inspection.id)
+        assert (kept.label, kept.confirmed, kept.again) == ("NG", None, True)
+
+
 def test_a_newer_schema_is_refused_and_left_alone(database: Database) -> None:
     schema.upgrade(database)
     inspection = fill(database)

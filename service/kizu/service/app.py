@@ -100,7 +100,8 @@ async def _running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         writer = GroupCommitWriter(database)
         runtime = Runtime(database, settings)
         admission = Admission(settings.queue_size, settings.max_pending_bytes)
-        audit = AuditSampler(await asyncio.to_thread(secret, database, "audit"), settings.audit_rate)
+        audit_key = await asyncio.to_thread(secret, database, "audit")
+        audit = AuditSampler(audit_key, settings.audit_rate, settings.recheck_rate)
         inspections = InspectionService(settings, database, writer, blobs, runtime, admission, audit)
         images = StoredImages(blobs)
         heatmaps = HeatmapService(
@@ -113,7 +114,7 @@ async def _running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         )
         await runtime.preload()
         registry = ServingRegistry(database, settings, runtime)
-        provide(app, settings, database, runtime, admission, inspections, images, heatmaps, registry)
+        provide(app, settings, database, runtime, admission, audit, inspections, images, heatmaps, registry)
         try:
             yield
         finally:

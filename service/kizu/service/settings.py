@@ -62,6 +62,8 @@ class Settings(BaseSettings):
 
     audit_rate: float = Field(default=0.02, ge=0, le=1)
     """Probability with which a passed inspection becomes an audit sample."""
+    recheck_rate: float = Field(default=0.5, ge=0, le=1)
+    """Probability with which an audit sample that was found OK is reviewed again by somebody else."""
 
     def resolved_database_url(self) -> str:
         """Return the SQLAlchemy URL; plain `postgresql://` means psycopg 3."""

@@ -27,15 +27,22 @@ class AuditDecision:
 class AuditSampler:
     """Sampler of passed inspections, with probability `rate` in [0, 1]."""
 
-    def __init__(self, key: bytes, rate: float):
+    def __init__(self, key: bytes, rate: float, recheck_rate: float = 0.0):
         self._key = key
         self._rate = rate
+        self._recheck_key = hmac.new(key, b"recheck", hashlib.sha256).digest()
+        self.recheck_rate = recheck_rate
+        """Probability with which an audit sample that was found OK is reviewed again."""
 
     def decide(self, inspection_id: UUID, verdict: Verdict) -> AuditDecision:
         """Decide whether an inspection becomes an audit sample; the same every time."""
         if verdict != "OK":
             return AuditDecision(None, False)
         return AuditDecision(self._rate, uniform(self._key, inspection_id) < self._rate)
+
+    def rechecks(self, inspection_id: UUID) -> bool:
+        """Decide whether an audit sample is reviewed again if it is found OK; independent of its selection."""
+        return uniform(self._recheck_key, inspection_id) < self.recheck_rate
 
 
 def uniform(key: bytes, inspection_id: UUID) -> float:

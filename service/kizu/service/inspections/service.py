@@ -176,6 +176,11 @@ class InspectionService:
             audit_probability=audit.probability,
             audited=audit.selected,
             label=None,
+            confirmed=None,
+            again=False,
+            doubtful=False,
+            recheck_probability=None,
+            recheck=None,
         )
 
     async def _store(self, pending: PendingInspection, inspection: Inspection) -> None:

@@ -12,7 +12,7 @@ from kizu.service.storage.database import Base
 
 
 class Inspection(Base):
-    """One scored image with its verdict. Only `label` ever changes: it repeats the latest review's."""
+    """One scored image with its verdict. Only `label` and what follows it ever change: they repeat the reviews."""
 
     __tablename__ = "inspections"
 
@@ -41,6 +41,16 @@ class Inspection(Base):
     audited: Mapped[bool]
     """The inspection is an audit sample."""
     label: Mapped[str | None] = mapped_column(sa.String(2))
+    confirmed: Mapped[str | None] = mapped_column(sa.String(2))
+    """The label that two reviewers agree on."""
+    again: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """The inspection needs another reviewer."""
+    doubtful: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """The inspection passed, somebody found it NG, and no two reviewers agree."""
+    recheck_probability: Mapped[float | None]
+    """Probability of a recheck when an audit sample was found OK; NULL where it was not found OK first."""
+    recheck: Mapped[str | None] = mapped_column(sa.String(8))
+    """`waiting` or `done` where an audit sample found OK is to be reviewed again."""
 
     __table_args__ = (
         sa.Index("ix_inspections_recipe_id", "recipe", "id"),
@@ -51,6 +61,13 @@ class Inspection(Base):
             "id",
             sqlite_where=sa.text("label IS NULL AND (verdict <> 'OK' OR audited)"),
             postgresql_where=sa.text("label IS NULL AND (verdict <> 'OK' OR audited)"),
+        ),
+        sa.Index(
+            "ix_inspections_again",
+            "recipe",
+            "id",
+            sqlite_where=sa.text("again"),
+            postgresql_where=sa.text("again"),
         ),
     )
 

@@ -16,6 +16,9 @@ Notable here:
   weight above. For equal weights that is exact; for others no proof is known, and simulations find it conservative.
 - *Worst case.* A stratum may instead be counted: its NG lie in [found, found + unseen], whoever chose what to review.
   Each bound takes the end that hurts it; Clopper–Pearson bounds are monotone in the counts, so that they hold there.
+- *Doubt.* A pass that only one reviewer found NG counts as OK below and as NG above.
+- *Overlooked.* Missed NG that the first reviewer of an audit sample finds OK are a stratum of their own: they are seen
+  if they are also drawn for a recheck, with probability πₛρ. What the second reviewer overlooks too stays unseen.
 - Which strata are counted and which are thinned follows from the numbers of reviews alone, never from their labels.
 """
 
@@ -49,20 +52,20 @@ class Sightings:
 
     counted: tuple[int, int]
     """(found, found + unseen) of the counted strata."""
-    drawn: tuple[tuple[int, float], ...]
-    """(count, inclusion probability) of every thinned stratum."""
+    drawn: tuple[tuple[int, int, float], ...]
+    """(certain, certain + doubtful, inclusion probability) of every thinned stratum."""
     certain: tuple[int, int]
     """(found, found + unseen) of the thinned strata: no bound of what was inspected needs to lie outside."""
 
     def lower(self) -> Gamma:
         """Return the distribution whose low quantiles bound the expected number from below."""
-        y, v = self._moments(self.counted[0])
+        y, v = self._moments(0)
         return Gamma(y * y / v, v / y) if y else Gamma(0.0, 1.0)
 
     def upper(self) -> Gamma:
         """Return the distribution whose high quantiles bound the expected number from above."""
-        weight = max((1 / inclusion for _, inclusion in self.drawn), default=1.0)
-        y, v = self._moments(self.counted[1])
+        weight = max((1 / stratum[2] for stratum in self.drawn), default=1.0)
+        y, v = self._moments(1)
         y, v = y + weight, v + weight**2
         return Gamma(y * y / v, v / y)
 
@@ -75,32 +78,52 @@ class Sightings:
         upper = min(drawn.upper().quantile(1 - error), self.certain[1])
         return self.counted[0] + lower, self.counted[1] + max(upper, lower)
 
-    def _moments(self, counted: int) -> tuple[float, float]:
-        y = counted + sum(count / inclusion for count, inclusion in self.drawn)
-        return y, counted + sum(count / inclusion**2 for count, inclusion in self.drawn)
+    def _moments(self, end: Literal[0, 1]) -> tuple[float, float]:
+        y = self.counted[end] + sum(stratum[end] / stratum[2] for stratum in self.drawn)
+        return y, self.counted[end] + sum(stratum[end] / stratum[2] ** 2 for stratum in self.drawn)
 
 
 def sightings(strata: Sequence[ReviewStratum], label: Literal["NG", "OK"], error: float) -> Sightings:
     """Choose which strata to count and which to thin, and return what was seen in each."""
     least = _least_inclusion(strata, error)
-    thinned = [stratum for stratum in strata if stratum.unknown and stratum.inclusion >= least]
-    counted = [stratum for stratum in strata if not stratum.unknown or stratum.inclusion < least]
-
-    def found(stratum: ReviewStratum) -> int:
-        return stratum.ng if label == "NG" else stratum.ok
+    thinned = [stratum for stratum in strata if _thins(stratum, least)]
+    counted = [stratum for stratum in strata if not _thins(stratum, least)]
 
     def interval(group: list[ReviewStratum]) -> tuple[int, int]:
-        low = sum(found(stratum) for stratum in group)
-        return low, low + sum(stratum.unknown for stratum in group)
+        if label == "OK":
+            low = sum(stratum.ok for stratum in group)
+            return low, low + sum(stratum.unknown for stratum in group)
+        low = sum(stratum.certain_ng for stratum in group)
+        return low, low + sum(stratum.unknown + stratum.doubtful for stratum in group)
+
+    def drawn(stratum: ReviewStratum) -> tuple[int, int]:
+        if label == "OK":
+            low = stratum.drawn - stratum.drawn_ng - stratum.drawn_doubtful
+            return low, low + stratum.drawn_doubtful
+        low, doubtful = stratum.drawn_ng, stratum.drawn_doubtful
+        if not stratum.rechecked:
+            low, doubtful = low + stratum.other_overlooked, doubtful + stratum.other_doubtful
+        return low, low + doubtful
 
     return Sightings(
         counted=interval(counted),
-        drawn=tuple(
-            (stratum.drawn_ng if label == "NG" else stratum.drawn - stratum.drawn_ng, stratum.inclusion)
-            for stratum in thinned
+        drawn=(
+            *((*drawn(stratum), stratum.inclusion) for stratum in thinned),
+            *(_overlooked(stratum) for stratum in thinned if stratum.rechecked and label == "NG"),
         ),
         certain=interval(thinned),
     )
+
+
+def _thins(stratum: ReviewStratum, least: float) -> bool:
+    if not stratum.unknown:
+        return bool(stratum.rechecked) and stratum.inclusion == 1
+    return stratum.inclusion >= least
+
+
+def _overlooked(stratum: ReviewStratum) -> tuple[int, int, float]:
+    found = stratum.overlooked
+    return found, found + stratum.overlooked_doubtful, stratum.recheck_inclusion
 
 
 def ratio_bounds(part: Sightings, rest: Sightings, error: float) -> tuple[float, float]:

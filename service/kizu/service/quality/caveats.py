@@ -12,7 +12,7 @@ from kizu.service.quality.counts import Counts
 class ReviewsNeeded:
     """Reviews that would narrow the bounds."""
 
-    what: Literal["audit samples", "flagged"]
+    what: Literal["audit samples", "second reviews", "flagged"]
     count: int
     sentence: str
 
@@ -45,8 +45,22 @@ def caveats(counts: Counts) -> list[str]:
         sentences.append(f"{never} inspections passed while the audit rate was 0; nothing can be estimated about them.")
     if counts.tp + counts.fn == 0:
         sentences.append("No NG has been confirmed yet, so nothing is known about the FNR.")
+    if counts.doubtful:
+        sentences.append(
+            f"{counts.doubtful} passes that somebody found NG wait for agreement of another reviewer. Until then they "
+            "count as NG in the upper bounds of the FNR, as OK in the lower ones, and not in the estimates."
+        )
+    unchecked = sum(bool(stratum.unknown and stratum.drawn and not stratum.rechecked) for stratum in counts.passes)
+    if unchecked:
+        sentences.append(
+            f"On {unchecked} of {len(counts.passes)} days or audit rates, no audit sample found OK has been reviewed "
+            "again in the order of the queue: NG that reviewers overlooked there are not in the bounds."
+        )
     if counts.passed + counts.flagged:
-        sentences.append("The bounds assume that labels are right and that NG occur independently of each other.")
+        sentences.append(
+            "The bounds assume that what two reviewers find OK is OK, and what one reviewer of a flagged part finds is "
+            "right, that reviewers' names are those of different people, and that NG occur independently of each other."
+        )
     return sentences
 
 
@@ -78,6 +92,15 @@ def reviews_needed(counts: Counts) -> list[ReviewsNeeded]:
     if samples:
         needed.append(
             ReviewsNeeded("audit samples", samples, f"Review these {samples} audit samples: the queue mixes them in.")
+        )
+    again = counts.doubtful + counts.rechecks_waiting
+    if again:
+        needed.append(
+            ReviewsNeeded(
+                "second reviews",
+                again,
+                f"Let others review {again} again: the queue mixes them in for reviewers who give a name.",
+            )
         )
     if flagged:
         needed.append(ReviewsNeeded("flagged", flagged, f"Review these {flagged} flagged inspections."))

@@ -33,6 +33,25 @@ class ReviewStratum:
     drawn: int = 0
     """Queued, reviewed, and placed below `share`."""
     drawn_ng: int = 0
+    """Drawn, and certainly NG."""
+    drawn_doubtful: int = 0
+    certain_ng: int = 0
+    """NG by the only review of a flagged inspection, or by two reviewers of a pass."""
+    doubtful: int = 0
+    """Passes that somebody found NG, and on which no two reviewers agree yet."""
+    recheck_probability: float = 1.0
+    """Probability with which an audit sample found OK is reviewed again."""
+    recheck_share: float = 1.0
+    """Below this place of the random order, every recheck has been done."""
+    rechecks_waiting: int = 0
+    rechecked: int = 0
+    """Drawn, found OK first, and reviewed again."""
+    overlooked: int = 0
+    """Rechecked, and certainly NG."""
+    overlooked_doubtful: int = 0
+    other_overlooked: int = 0
+    """Found by a recheck out of the queue's order, and certainly NG."""
+    other_doubtful: int = 0
 
     def add(self, cell: Cell) -> None:
         """Add one cell."""
@@ -44,7 +63,26 @@ class ReviewStratum:
         self.queued += queued
         self.waiting += queued * (cell.label is None)
         self.drawn += queued * (cell.label is not None and cell.drawn)
-        self.drawn_ng += queued * (cell.label == "NG" and cell.drawn)
+        certain = not cell.doubtful and (cell.confirmed or cell.label) == "NG"
+        self.certain_ng += cell.count * certain
+        self.doubtful += cell.count * cell.doubtful
+        if cell.recheck_probability is not None:
+            self._add_recheck(cell, certain)
+        if cell.recheck is None:
+            self.drawn_ng += queued * (certain and cell.drawn)
+            self.drawn_doubtful += queued * (cell.doubtful and cell.drawn)
+
+    def _add_recheck(self, cell: Cell, certain: bool) -> None:
+        done = cell.count * (cell.recheck == "done" and cell.drawn)
+        drawn, other = (done, 0) if cell.recheck_drawn else (0, done)
+        self.recheck_probability = min(self.recheck_probability, cell.recheck_probability or 0.0)
+        self.recheck_share = min(self.recheck_share, cell.recheck_share)
+        self.rechecks_waiting += cell.count * (cell.recheck == "waiting")
+        self.rechecked += drawn
+        self.overlooked += drawn * certain
+        self.overlooked_doubtful += drawn * cell.doubtful
+        self.other_overlooked += other * certain
+        self.other_doubtful += other * cell.doubtful
 
     @property
     def unknown(self) -> int:
@@ -55,6 +93,11 @@ class ReviewStratum:
     def inclusion(self) -> float:
         """Probability with which an inspection of the stratum is among the drawn ones."""
         return self.probability * self.share
+
+    @property
+    def recheck_inclusion(self) -> float:
+        """Probability with which an NG that the first reviewer overlooks is drawn and rechecked."""
+        return self.probability * min(self.share, self.recheck_share) * self.recheck_probability
 
 
 @dataclass
@@ -115,6 +158,21 @@ class Counts:
     def passed(self) -> int:
         """Number of passed inspections."""
         return sum(stratum.total for stratum in self.passes)
+
+    @property
+    def doubtful(self) -> int:
+        """Number of passes that need another reviewer."""
+        return sum(stratum.doubtful for stratum in self.passes)
+
+    @property
+    def rechecked(self) -> int:
+        """Number of audit samples found OK that were reviewed again in the order of the queue."""
+        return sum(stratum.rechecked for stratum in self.passes)
+
+    @property
+    def rechecks_waiting(self) -> int:
+        """Number of audit samples found OK that wait to be reviewed again."""
+        return sum(stratum.rechecks_waiting for stratum in self.passes)
 
     @property
     def reviewed_flagged(self) -> int:

@@ -115,7 +115,17 @@ def _estimate(strata: Sequence[ReviewStratum]) -> float | None:
     for probability in {stratum.probability for stratum in incomplete}:
         if not any(stratum.drawn for stratum in incomplete if stratum.probability == probability):
             return None
-    return sum(stratum.drawn_ng / stratum.inclusion if stratum.unknown else stratum.ng for stratum in strata)
+    return sum(
+        _estimate_drawn(stratum)
+        if stratum.unknown or (stratum.rechecked and stratum.inclusion == 1)
+        else stratum.certain_ng
+        for stratum in strata
+    )
+
+
+def _estimate_drawn(stratum: ReviewStratum) -> float:
+    overlooked = stratum.overlooked / stratum.recheck_inclusion if stratum.overlooked else 0.0
+    return stratum.drawn_ng / stratum.inclusion + overlooked
 
 
 def _waits_unseen(stratum: ReviewStratum) -> bool:

@@ -33,6 +33,17 @@ class Cell:
     """In [0, 1]: the place of the first inspection that waits, among those of the same key, day and probability."""
     drawn: bool = True
     """Placed before the first one that waits."""
+    doubtful: bool = False
+    """A pass that somebody found NG, and on which no two reviewers agree yet."""
+    confirmed: str | None = None
+    """The label that two reviewers agree on."""
+    recheck: str | None = None
+    """`waiting` or `done` where an audit sample found OK is to be reviewed again."""
+    recheck_probability: float | None = None
+    recheck_share: float = 1.0
+    """Like `share`: the place of the first recheck that waits."""
+    recheck_drawn: bool = True
+    """Placed before the first recheck that waits."""
 
 
 def cells(
@@ -49,6 +60,10 @@ def cells(
         "audited": Inspection.audited,
         "probability": Inspection.audit_probability,
         "label": Inspection.label,
+        "doubtful": Inspection.doubtful,
+        "confirmed": Inspection.confirmed,
+        "recheck": Inspection.recheck,
+        "recheck_probability": Inspection.recheck_probability,
     }
     rows = sa.select(*(column.label(name) for name, column in columns.items()), flagged.label("flagged"))
     rows = rows.where(Inspection.recipe == recipe)
@@ -60,39 +75,57 @@ def cells(
         rows = rows.where(Inspection.id < first_id_at(until))
     return [
         Cell(
-            key=None if key is None else f"{recipe} v{key}" if group_by == "model_version" else str(key),
-            day=str(day),
-            verdict=verdict,
-            audited=audited,
-            audit_probability=probability,
-            label=label,
-            share=1.0 if first is None else as_share(first),
-            drawn=drawn,
-            count=count,
+            key=None if row.key is None else f"{recipe} v{row.key}" if group_by == "model_version" else str(row.key),
+            day=str(row.day),
+            verdict=row.verdict,
+            audited=row.audited,
+            audit_probability=row.probability,
+            label=row.label,
+            share=_share(row.first),
+            drawn=row.drawn,
+            doubtful=row.doubtful,
+            confirmed=row.confirmed,
+            recheck=row.recheck,
+            recheck_probability=row.recheck_probability,
+            recheck_share=_share(row.first_recheck),
+            recheck_drawn=row.recheck_drawn,
+            count=row.number,
         )
-        for key, day, verdict, audited, probability, label, first, drawn, count in (
-            *session.execute(_counted(rows.where(sa.not_(queued)))),
-            *session.execute(_counted(_with_first_waiting(session, rows.where(queued)))),
-        )
+        for query in (_counted(rows.where(sa.not_(queued))), _counted(_ordered(session, rows.where(queued))))
+        for row in session.execute(query)
     ]
 
 
+def _share(place: str | None) -> float:
+    return 1.0 if place is None else as_share(place)
+
+
 def _counted(rows: sa.Select[Any]) -> sa.Select[Any]:
-    """Count rows that agree; `first` is NULL and `drawn` true where the rows have no place in the queue."""
+    """Count rows that agree; rows without a place in the queue count as before whatever waits."""
     table = rows.subquery()
-    by = [table.c[name] for name in ("key", "day", "verdict", "audited", "probability", "label")]
-    if "first" not in table.c:
-        return sa.select(*by, sa.null(), sa.true(), sa.func.count()).group_by(*by)
-    by += [table.c.first, sa.or_(table.c.first.is_(None), table.c.place < table.c.first).label("drawn")]
-    return sa.select(*by, sa.func.count()).group_by(*by)
+    by: list[sa.ColumnElement[Any]] = [column for column in table.c if column.name != "place"]
+    number = sa.func.count().label("number")
+    if "first" in table.c:
+        drawn = [
+            sa.or_(first.is_(None), table.c.place < first).label(name)
+            for name, first in (("drawn", table.c.first), ("recheck_drawn", table.c.first_recheck))
+        ]
+        return sa.select(*by, *drawn, number).group_by(*by, *drawn)
+    nothing = [sa.null().label("first"), sa.null().label("first_recheck")]
+    return sa.select(*by, *nothing, sa.true().label("drawn"), sa.true().label("recheck_drawn"), number).group_by(*by)
 
 
-def _with_first_waiting(session: Session, rows: sa.Select[Any]) -> sa.Select[Any]:
-    """Add each row's place, and the first place in its stratum that has no label."""
+def _ordered(session: Session, rows: sa.Select[Any]) -> sa.Select[Any]:
+    """Add each row's place, and the first places in its stratum where a review or a recheck waits."""
     table = rows.add_columns(place(session).label("place")).subquery()
-    waiting = sa.case((table.c.label.is_(None), table.c.place))
     stratum = [table.c.key, table.c.day, table.c.flagged, table.c.probability]
-    return sa.select(table, sa.func.min(waiting).over(partition_by=stratum).label("first"))
+    waiting = sa.case((table.c.label.is_(None), table.c.place))
+    rechecks = sa.case((table.c.recheck == "waiting", table.c.place))
+    return sa.select(
+        table,
+        sa.func.min(waiting).over(partition_by=stratum).label("first"),
+        sa.func.min(rechecks).over(partition_by=stratum).label("first_recheck"),
+    )
 
 
 def _key(session: Session, group_by: GroupBy) -> sa.ColumnElement[Any]:

@@ -77,7 +77,7 @@ class RealisedView(BaseModel):
 class ReviewsNeededView(BaseModel):
     """Reviews that would narrow the bounds."""
 
-    what: Literal["audit samples", "flagged"]
+    what: Literal["audit samples", "second reviews", "flagged"]
     count: int
     sentence: str
     queue: str = Field(description="Path of the queue that holds them.")

@@ -8,7 +8,8 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from kizu.service.dependencies import injected
-from kizu.service.fields import Name
+from kizu.service.fields import Name, OptionalName
+from kizu.service.inspections.audit import AuditSampler
 from kizu.service.pages import Cursor, Limit, decode_cursor
 from kizu.service.problems import responses
 from kizu.service.reviews import service
@@ -38,9 +39,14 @@ def get_inspection(database: InjectedDatabase, inspection_id: UUID) -> Inspectio
     summary="Say what it was",
     responses=responses(404, 422),
 )
-def create_review(database: InjectedDatabase, inspection_id: UUID, review: NewReview) -> ReviewView:
+def create_review(
+    database: InjectedDatabase,
+    audit: Annotated[AuditSampler, injected(AuditSampler)],
+    inspection_id: UUID,
+    review: NewReview,
+) -> ReviewView:
     """Label an inspection. Reviews are only ever added; the latest one counts."""
-    return service.add(database, inspection_id, review)
+    return service.add(database, audit, inspection_id, review)
 
 
 @router.get(
@@ -53,6 +59,9 @@ def create_review(database: InjectedDatabase, inspection_id: UUID, review: NewRe
 def get_queue(
     database: InjectedDatabase,
     recipe: Annotated[Name, Query(description="Whose inspections.")],
+    reviewer: Annotated[
+        OptionalName, Query(description="Who will look: adds what needs another opinion than this one's.")
+    ] = None,
     cursor: Cursor = None,
     limit: Limit = 50,
     blind: Annotated[
@@ -62,6 +71,7 @@ def get_queue(
     """List unreviewed NG and REVIEW verdicts, mixed with audit samples of passed parts.
 
     The order is random and fixed, so that the reviewed ones are a random draw of all, and quality can say how it bounds
-    the others.
+    the others. Passes that somebody found NG, and a random share of the audit samples found OK, are handed out again,
+    unmarked, to other reviewers who give their name.
     """
-    return service.queue(database, recipe, decode_cursor(cursor), limit, blind)
+    return service.queue(database, recipe, reviewer, decode_cursor(cursor), limit, blind)

@@ -3,6 +3,7 @@
 Notable here:
 - Flagged inspections and audit samples share one queue and cannot be distinguished in it: a reviewer who knows the
   model's verdict tends to confirm it.
+- Second reviews are in the same queue and look like first ones: nobody is told that somebody else found an NG.
 - The queue's order is random, so that those reviewed first are a fair draw of those that wait.
 """
 
@@ -12,6 +13,7 @@ from uuid import UUID
 
 from kizu.service.identifiers import new_id, time_of
 from kizu.service.inspections import listing
+from kizu.service.inspections.audit import AuditSampler
 from kizu.service.inspections.schemas import ImageView, InspectionView
 from kizu.service.inspections.tables import Inspection
 from kizu.service.pages import encode_cursor
@@ -23,7 +25,7 @@ from kizu.service.reviews.tables import Review
 from kizu.service.storage.database import Database
 
 
-def add(database: Database, inspection_id: UUID, new: NewReview) -> ReviewView:
+def add(database: Database, audit: AuditSampler, inspection_id: UUID, new: NewReview) -> ReviewView:
     """Add a review; raises a 404 Problem."""
     with database.writing() as session:
         inspection = repository.lock_inspection(session, inspection_id)
@@ -31,7 +33,7 @@ def add(database: Database, inspection_id: UUID, new: NewReview) -> ReviewView:
             raise listing.unknown_inspection(inspection_id)
         review_id = new_id()
         review = Review(id=review_id, inspection_id=inspection_id, created_at=time_of(review_id), **new.model_dump())
-        repository.add(session, review, inspection)
+        repository.add(session, review, inspection, audit)
     return ReviewView.model_validate(review)
 
 
@@ -44,13 +46,13 @@ def detail(database: Database, inspection_id: UUID) -> InspectionDetail:
     return InspectionDetail(**dict(view), label=inspection.label, reviews=reviews)  # type: ignore[arg-type]
 
 
-def queue(database: Database, recipe: str, after: UUID | None, limit: int, blind: bool) -> Queue:
+def queue(database: Database, recipe: str, reviewer: str | None, after: UUID | None, limit: int, blind: bool) -> Queue:
     """Return one page of the inspections that wait for a review, in random order; raises UnknownRecipeError."""
     with database.reading() as session:
         if not registry.recipe_exists(session, recipe):
             raise UnknownRecipeError(recipe)
-        rows = repository.queue(session, recipe, after, limit + 1)
-        pending = repository.pending(session, recipe)
+        rows = repository.queue(session, recipe, reviewer, after, limit + 1)
+        pending = repository.pending(session, recipe, reviewer)
     items = [_item(row, blind) for row in rows[:limit]]
     return Queue(items=items, next=encode_cursor(items[-1].id) if len(rows) > limit else None, pending=pending)
 
