@@ -15,7 +15,8 @@ from filelock import FileLock
 from kizu.errors import UserError
 from kizu.models.bundle import Bundle, BundleError
 from kizu.models.ensemble import RankScale
-from kizu.models.operating_point import draw_independent
+from kizu.models.operating_point import choose_operating_point, draw_independent
+from kizu.training import pipeline
 from kizu.training.data.labelled import hold_out_ok
 from kizu.training.data.manifest import NG, OK, Manifest, Row
 from kizu.training.data.render import render_boards
@@ -328,7 +329,14 @@ def test_a_certification_split_is_read_once_and_by_the_certificate_alone(small_r
         reads[row.path] += 1
         return image(manifest, row)
 
+    asked: dict[str, object] = {}
+
+    def choose(*scores, **options):
+        asked.update(options)
+        return choose_operating_point(*scores, **options)
+
     monkeypatch.setattr(Manifest, "image", read)
+    monkeypatch.setattr(pipeline, "choose_operating_point", choose)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(CLASSIFIER.format(dataset=small_run.dataset) + RESERVED)
     bundle = train_bundle(recipe, tmp_path / "run")
@@ -338,6 +346,8 @@ def test_a_certification_split_is_read_once_and_by_the_certificate_alone(small_r
     assert dataset.counts == splits.counts
     reserved = {row.path for row in splits.certification}
     assert {path: reads[path] for path in reserved} == dict.fromkeys(reserved, 1)
+    assert asked["draw_key"] == dataset.fingerprint
+    assert asked["ng_groups"] == [row.group for row in splits.certification if row.label == NG]
     assert point.certified_on == "certification"
     assert point.n_ng == sum(row.label == NG for row in splits.certification)
     assert point.n_ok == sum(row.label == OK for row in splits.certification)
