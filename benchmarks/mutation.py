@@ -230,6 +230,7 @@ class Forks:
         session.config.pluginmanager.unregister(name="terminalreporter")
         module = sys.modules[self.name]
         source = Path(str(module.__file__)).read_text(encoding="utf-8")
+        gc.unfreeze()  # the module before froze what is looked through here
         self.functions = functions_of(module)
         gc.freeze()  # so that collecting garbage in a fork copies no memory
         began = time.monotonic()
