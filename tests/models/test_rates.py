@@ -78,6 +78,9 @@ def test_impossible_rates_are_refused(count: int, total: int, confidence: float)
 def test_a_rate_is_written_with_its_interval_and_counts() -> None:
     assert str(Rate(340, 350)) == "97.1 % [94.8, 98.7] (340/350)"
     assert str(Rate(0, 300)) == "0.0 % [0.0, 1.3] (0/300)"
+    # Two digits of how far the interval reaches, from either end.
+    assert str(Rate(0, 10**6)) == "0.00000 % [0.00000, 0.00037] (0/1000000)"
+    assert str(Rate(10**6, 10**6)) == "100.00000 % [99.99963, 100.00000] (1000000/1000000)"
 
 
 @given(st.integers(1, 10**7).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
