@@ -44,7 +44,8 @@ TESTS = {
         "tests/training/generators/test_stylegan2_ada_losses.py",
         "tests/training/generators/test_stylegan2_ada.py",
     ],
-    "kizu.service.quality.estimates": ["tests/service/test_quality.py"],
+    "kizu.service.quality.bounds": ["tests/service/test_estimates.py"],
+    "kizu.service.quality.estimates": ["tests/service/test_estimates.py"],
 }
 """Module → the tests that belong to it, the quickest first."""
 SLOW = "not separates and not resumed and not leak and not learns"
