@@ -45,7 +45,7 @@ def test_training_sees_what_the_graph_that_ships_sees_to_the_bit(images, geometr
     detector = Recorder()
     inspector = Inspector(detector, geometry)
     for row in images.rows:
-        inspector(torch.from_numpy(images.image(row))[None])
+        inspector(torch.from_numpy(images.image(row).copy())[None])
         for stored in (
             training_tensor(images, [row], geometry),
             labelled_images(images, [row], geometry).images,
