@@ -46,7 +46,7 @@ kind = "classifier"
 epochs = {epochs}
 """
 KIMG, EPOCHS = 8, 20
-BOARDS = {"count-ok": 900, "count-ng": 240, "boards": 160, "seed": 7}
+BOARDS = {"count-ok": 900, "count-ng": 240, "boards": 60, "seed": 7}
 SHOWN_OK, SHOWN_NG = 40, 20
 MARKER = ".kizu-demo"
 
