@@ -1,18 +1,12 @@
 """The whole way once: rendered boards → bundle → service over HTTP → reviews → quality, as `make demo` goes it."""
 
-import socket
-
 import pytest
 
 from kizu import demo
 from kizu.errors import UserError
 from kizu.models.bundle import Bundle
 
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from ..service.processes import free_port
 
 
 def test_the_demo_ends_with_a_table_of_verdicts_and_of_quality(tmp_path, monkeypatch, capsys):

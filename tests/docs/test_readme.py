@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from kizu.training.data.render import render_boards
 
+from ..service.processes import free_port
 from .tables import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -32,12 +32,6 @@ def sort_into_folders(folder, tmp_path):
         into = folder / "ok" if row.label == "OK" else folder / "ng" / row.defects[0]
         into.mkdir(parents=True, exist_ok=True)
         shutil.copy(boards.root / row.path, into)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.skipif(not all(map(shutil.which, ("bash", "curl"))), reason="README's commands need bash and curl")
