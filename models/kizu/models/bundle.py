@@ -2,7 +2,8 @@
 
 Notable here:
 - The graph takes `image: uint8[N, H, W, C]` and gives `score: float32[N]` and `heatmap: float32[N, h, w]`; N, H, W
-  and C (1 or 3) are free, and whatever happens to pixels happens inside.
+  and C (1 or 3) are free, and whatever happens to pixels happens inside. From schema 2, a graph on a pretrained
+  backbone gives its `embedding: float32[N, d]` as well, for drift and for nearest parts.
 - Nothing is trusted: both files are hash-checked, the graph must be one file with standard operators only.
 - Imports no torch.
 """
@@ -30,7 +31,7 @@ from kizu.errors import UserError
 from kizu.models.operating_point import OperatingPoint
 from kizu.version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "bundle.json"
 REPORT_FILE = "report.html"
@@ -101,6 +102,19 @@ class Parity(BaseModel):
     verdicts_differing: int
 
 
+class PretrainedWeights(BaseModel):
+    """Weights in the graph that others trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    origin: str
+    licence: str
+    sha256: str
+    frozen: bool = True
+    """They are as they came; otherwise the run went on training them."""
+
+
 class BundleManifest(BaseModel):
     """`bundle.json`."""
 
@@ -113,6 +127,7 @@ class BundleManifest(BaseModel):
     dataset: DatasetReference
     metrics: dict[str, Any]
     parity: Parity
+    pretrained: list[PretrainedWeights] = []
     created_at: datetime
     code_version: str = __version__
     model_sha256: str
@@ -151,8 +166,26 @@ class Session:
 
     def score(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """uint8[N, H, W, C] → (score[N], heatmap[N, h, w]); higher is more NG."""
-        score, heatmap = self._session.run(["score", "heatmap"], {"image": np.ascontiguousarray(images)})
+        score, heatmap = self._run(["score", "heatmap"], images)
         return score, heatmap
+
+    @property
+    def embeds(self) -> bool:
+        """True if the graph gives an embedding."""
+        return "embedding" in [output.name for output in self._session.get_outputs()]
+
+    def inspect(
+        self, images: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+        """uint8[N, H, W, C] → (score[N], heatmap[N, h, w], embedding[N, d]) in one run; None if it does not embed."""
+        if not self.embeds:
+            return *self.score(images), None
+        score, heatmap, embedding = self._run(["score", "heatmap", "embedding"], images)
+        return score, heatmap, embedding
+
+    def _run(self, outputs: list[str], images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = self._session.run(outputs, {"image": np.ascontiguousarray(images)})
+        return found
 
 
 class Bundle:
@@ -259,7 +292,8 @@ def verify_model(model: bytes, manifest: BundleManifest, where: str) -> None:
     if foreign := domains - STANDARD_DOMAINS - local:
         raise BundleError(f"{where} uses operators outside the ONNX standard: {', '.join(sorted(foreign))}.", remedy)
     names = [i.name for i in graph.graph.input], [o.name for o in graph.graph.output]
-    if names != (["image"], ["score", "heatmap"]):
+    outputs = [["score", "heatmap"], ["score", "heatmap", "embedding"]][: manifest.schema_version]
+    if names[0] != ["image"] or names[1] not in outputs:
         raise BundleError(f"{where} must map image to score and heatmap, not {names[0]} to {names[1]}.", remedy)
 
 
