@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,14 @@ from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection
 from kizu.training.training_set import TrainingSet
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "ganomaly": {"features": 4, "latent": 8},
     "fanogan": {"features": 4, "latent": 8},
     "classifier": {"features": 4},
     "semi-supervised": {"features": 4},
     "draem": {"features": 4, "segmentation_features": 4},
-    "memory": {"filters": 4, "memory": 20},
+    "memory": {"features": "self-supervised", "filters": 4, "memory": 20},
+    "supersimplenet": {"least_side": 64, "map_width": 8, "score_width": 4, "steps": 2},
 }
 assert SMALL.keys() == DETECTORS.keys(), "a kind of detector without a small one to test"
 

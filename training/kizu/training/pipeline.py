@@ -11,7 +11,7 @@ Notable here:
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ from kizu.training.execution import Execution
 from kizu.training.export import VERDICT_MARGIN, ParityCheck, export_onnx, torch_scorer
 from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
+from kizu.training.pretrained import Backbones
 from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection, find_dataset, read_recipe
 from kizu.training.run import BUNDLE_FOLDER, RECIPE_FILE, REPORT_FILE, SCORES_FILE, SPLITS_FILE, Run, open_run, owning
@@ -89,6 +90,7 @@ class _Training:
 
     run: Run
     execution: Execution
+    backbones: Backbones = field(default_factory=Backbones)
 
     def bundle(self) -> Bundle | None:
         """Train everything and export it; None on other processes than the main one."""
@@ -118,7 +120,9 @@ class _Training:
         torch.manual_seed(self._seed(index))
         section = _with_weights_found(recipe.detector[index], self.run.recipe_dir)
         defects = defect_classes(self.run.training)
-        method = create_detector(recipe.image.geometry, section, recipe.augment, defects=defects)
+        method = create_detector(
+            recipe.image.geometry, section, recipe.augment, defects=defects, backbones=self.backbones
+        )
         method.check(recipe.generator)
         return method
 
@@ -150,6 +154,7 @@ class _Training:
         if device.type == "cuda":
             method.networks.to(memory_format=torch.channels_last)
         processes.copy_from_main(method.networks)
+        method.prepare(training, log)
         torch.manual_seed(self._seed(index) + 1 + processes.rank)
         loop = TrainingLoop(
             method,
@@ -235,6 +240,7 @@ def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, log: Run
         ),
         metrics=metrics.as_dict() | {"heatmap_range": heatmap_range},
         parity=parity,
+        pretrained=list(dict.fromkeys(weights for method in members for weights in method.pretrained)),
     )
     note = "This is the test split: neither training nor the threshold has seen it."
     report = build_report(manifest, session.score, run.manifest, scored, metrics, evaluated="test split", notes=[note])

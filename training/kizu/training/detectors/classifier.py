@@ -29,11 +29,11 @@ from kizu.models.config import STRICT
 from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batch, LabelledBatch, Truth
 from kizu.training.detectors.calibration import calibrate
-from kizu.training.detectors.method import DetectorContext
+from kizu.training.detectors.method import DetectorContext, UnpreparedMethod
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW, decayed
 from kizu.training.options import Presets
-from kizu.training.recipe import AugmentSection, GeneratorSection
+from kizu.training.recipe import AugmentSection
 from kizu.training.training_set import Sampling, TrainingSet
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -76,6 +76,11 @@ class ClassifierTraining:
     @property
     def synthetic_is_ng(self) -> bool:
         """Always."""
+        return True
+
+    @property
+    def needs_ng(self) -> bool:
+        """Always: it tells two labels apart."""
         return True
 
     @property
@@ -148,7 +153,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-class ClassifierMethod:
+class ClassifierMethod(UnpreparedMethod):
     """One stage, one phase; `average` is what scores."""
 
     uses_unlabelled = False
@@ -201,12 +206,6 @@ class ClassifierMethod:
         """Images, and where the average sees defects: P(NG) of each place, black to white."""
         heat = torch.sigmoid(self.average(images)[1].float()) * 2 - 1
         return torch.cat([images, heat.expand_as(images)])
-
-    def check(self, generator: GeneratorSection | None) -> None:
-        """Learns with or without one."""
-
-    def begin(self, run: Path) -> None:
-        """Nothing to do."""
 
     def finish(self, training: TrainingSet) -> None:
         """Calibrate on what was held out, if anything was."""
