@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "semi-supervised": {"features": 4},
     "draem": {"features": 4, "segmentation_features": 4},
     "memory": {"features": "self-supervised", "filters": 4, "memory": 20},
+    "padim": {"least_side": 64},
     "supersimplenet": {"least_side": 64, "map_width": 8, "score_width": 4, "steps": 2},
 }
 assert SMALL.keys() == DETECTORS.keys(), "a kind of detector without a small one to test"
@@ -55,13 +56,13 @@ def kizu(monkeypatch):
 
 @pytest.fixture(scope="session")
 def small_method():
-    """(kind, geometry, section's fields, …options) → a method with weights from seed 0; a memory holds noise."""
+    """(kind, geometry, section's fields, …options) → a method with weights from seed 0, or fitted to noise."""
 
     def make(kind, geometry, fields=None, **options):
         torch.manual_seed(0)
         section = DetectorSection(kind=kind, options=SMALL[kind] | options, **(fields or {}))
         method = create_detector(geometry, section)
-        if kind == "memory":
+        if kind in ("memory", "padim"):
             shape = (4, geometry.channels, geometry.height, geometry.width)
             noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
             method.finish(TrainingSet(Batches(noise, 4, 0)))

@@ -243,12 +243,26 @@ def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, log: Run
         pretrained=list(dict.fromkeys(weights for method in members for weights in method.pretrained)),
     )
     note = "This is the test split: neither training nor the threshold has seen it."
-    report = build_report(manifest, session.score, run.manifest, scored, metrics, evaluated="test split", notes=[note])
+    report = build_report(
+        manifest,
+        session.score,
+        run.manifest,
+        scored,
+        metrics,
+        evaluated="test split",
+        notes=[note, *run.notes, *_member_notes(members)],
+    )
     bundle = write_bundle(run.folder / BUNDLE_FOLDER, model, manifest, report)
     log.console.print(summary_table(metrics))
     log.say(operating_point.statement())
     log.say(f"bundle: {bundle.path}\nreport: {bundle.report}")
     return bundle
+
+
+def _member_notes(members: list[DetectorMethod]) -> list[str]:
+    """What each detector has to say, after its kind where there are several."""
+    several = len(members) > 1
+    return [f"Detector {i}: {note}" if several else note for i, m in enumerate(members, 1) for note in m.notes]
 
 
 def _calibrate(

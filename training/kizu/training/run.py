@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kizu.errors import UserError
+from kizu.training.auto import resolve
 from kizu.training.data.labelled import hold_out_ok
 from kizu.training.data.manifest import NG, Manifest, Row
 from kizu.training.data.splits import Splits, assign_splits
@@ -62,6 +63,8 @@ class Run:
     folder: Path
     recipe_dir: Path
     """Paths in a recipe are relative to this directory first, then to the working directory."""
+    notes: tuple[str, ...] = ()
+    """Remarks for the report on how the run came to be what it is."""
 
     @property
     def generator_folder(self) -> Path:
@@ -118,11 +121,14 @@ class Run:
 
 
 def open_run(recipe: Recipe, manifest: Manifest, folder: Path, recipe_dir: Path, log: RunLog) -> Run:
-    """Split the data and take its fingerprint."""
+    """Split the data, choose the detectors where the recipe leaves that to Kizu, and take the data's fingerprint."""
     splits = assign_splits(manifest, recipe.seed, recipe.splits.fractions, recipe.splits.certification)
+    recipe, reason = resolve(recipe, splits.train)
+    if reason is not None:
+        log.say(reason)
     with log.bar("reading data", len(manifest)) as advance:
         fingerprint = manifest.fingerprint(advance)
-    return Run(recipe, manifest, splits, fingerprint, folder, recipe_dir)
+    return Run(recipe, manifest, splits, fingerprint, folder, recipe_dir, () if reason is None else (reason,))
 
 
 @contextmanager

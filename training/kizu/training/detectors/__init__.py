@@ -12,6 +12,7 @@ from kizu.training.detectors.fanogan import FAnoGANMethod
 from kizu.training.detectors.ganomaly import GANomalyMethod
 from kizu.training.detectors.memory import MemoryMethod
 from kizu.training.detectors.method import DetectorContext, DetectorMethod
+from kizu.training.detectors.padim import PadimMethod
 from kizu.training.detectors.semi_supervised import SemiSupervisedMethod
 from kizu.training.detectors.supersimplenet import SuperSimpleNetMethod
 from kizu.training.pretrained import Backbones
@@ -25,6 +26,7 @@ DETECTORS: dict[str, type[DetectorMethod]] = {
     "classifier": ClassifierMethod,
     "semi-supervised": SemiSupervisedMethod,
     "supersimplenet": SuperSimpleNetMethod,
+    "padim": PadimMethod,
 }
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kizu.training.augment.classic import augmented
-from kizu.training.data.batches import Batches, LabelledBatch
+from kizu.training.data.batches import Batches, LabelledBatch, LabelledBatches
 from kizu.training.data.pool import Progress
 from kizu.training.recipe import AugmentSection
 
@@ -89,6 +89,14 @@ def feature_pieces(batches: Batches, embed: Callable[[Tensor], Tensor], indices:
     with torch.no_grad():
         for piece in torch.split(indices.cpu(), PIECE):
             yield embed(batches.at(piece).images)
+
+
+def ok_images(batches: Batches) -> Tensor:
+    """Indices of the images that are known to be OK: not of tiles that show a sliver of a defect."""
+    chosen = batches.labels == 0
+    if isinstance(batches, LabelledBatches):
+        chosen = chosen & (batches.defects == 0)
+    return torch.nonzero(chosen)[:, 0].cpu()
 
 
 def _images(batches: Batches, owners: Tensor, altered: Tensor, augment: AugmentSection) -> tuple[Tensor, Tensor]:

@@ -25,9 +25,9 @@ from kizu.models.config import STRICT
 from kizu.models.supersimplenet import PRESETS, Heads, SuperSimpleNet, SuperSimpleNetConfig
 from kizu.training.augment.anomalies import perlin_noise
 from kizu.training.augment.classic import augmented
-from kizu.training.data.batches import Batch, Batches, LabelledBatch, LabelledBatches
+from kizu.training.data.batches import Batch, LabelledBatch
 from kizu.training.detectors.calibration import calibrate
-from kizu.training.detectors.feature_views import FeatureViews, feature_pieces, feature_views
+from kizu.training.detectors.feature_views import FeatureViews, feature_pieces, feature_views, ok_images
 from kizu.training.detectors.method import DetectorContext, UnpreparedMethod
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW
@@ -238,11 +238,3 @@ class SuperSimpleNetMethod(UnpreparedMethod):
         region = (noise > level[:, :, None]) & chosen[:, None, None]
         noisy = region[:, None].to(adapted.dtype)
         return adapted + noisy * self.training.noise * torch.randn_like(adapted), noisy
-
-
-def ok_images(batches: Batches) -> Tensor:
-    """Indices of the images that are known to be OK: not of tiles that show a sliver of a defect."""
-    chosen = batches.labels == 0
-    if isinstance(batches, LabelledBatches):
-        chosen = chosen & (batches.defects == 0)
-    return torch.nonzero(chosen)[:, 0].cpu()
