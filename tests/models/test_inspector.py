@@ -98,6 +98,31 @@ def test_heatmaps_of_resized_tiles_come_back_at_the_sources_size():
     assert heatmap.shape == (1, 128, 192)
 
 
+def test_an_enlarged_image_is_what_pillow_makes_of_it():
+    image = uint8(1, 17, 24, 1)
+    ours = (Geometry(geometry(enlarge=2))(image)[0, 0].numpy() + 1) * 127.5
+    pillow = Image.fromarray(image[0, :, :, 0].numpy()).resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.abs(ours - np.asarray(pillow, dtype=np.float32)).max() <= 1.0
+
+
+def test_whole_images_are_enlarged_as_far_as_the_geometry_states():
+    twice = geometry(width=45, enlarge=2)
+    assert (twice.min_height, twice.min_width) == (16, 23)
+    assert twice.accepts(16, 23)
+    assert not twice.accepts(15, 90)
+    assert not twice.accepts(64, 22)
+    assert [twice.enlargement(*size) for size in ((16, 90), (64, 30), (32, 45), (64, 90))] == [2, 1.5, 1, 1]
+    tiled = geometry(tile=48, stride=48, enlarge=2)
+    assert (tiled.min_height, tiled.min_width) == (48, 48)
+    assert tiled.enlargement(48, 48) == 1
+
+
+def test_a_geometry_from_before_images_were_enlarged_enlarges_none():
+    old = InputGeometry.model_validate({"height": 32, "width": 45, "channels": 1, "tile": None, "stride": None})
+    assert (old.min_height, old.min_width) == (32, 45)
+    assert not old.accepts(31, 45)
+
+
 def test_geometry_refuses_images_smaller_than_what_it_needs():
     assert geometry().accepts(32, 32)
     assert not geometry().accepts(31, 400)

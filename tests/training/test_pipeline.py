@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from kizu.training.progress import RunLog
 from kizu.training.recipe import read_recipe
 from kizu.training.run import open_run
 
-from .conftest import train_bundle
+from .conftest import RECIPE, train_bundle
 
 
 def process(*arguments):
@@ -208,7 +209,10 @@ def test_evaluate_prints_json_and_nothing_else_to_stdout(small_run, tmp_path):
     [
         ('name = "x"\ndataset = "nowhere"\n[detector]\nkind = "ganomaly"\n', "data set 'nowhere'"),
         ('name = "x"\ndataset = "boards"\n[detector]\nkind = "gandalf"\n', "Unknown detector 'gandalf'"),
-        ('name = "x"\ndataset = "boards"\n[detector]\nkind = "ganomaly"\n', "smaller than the 64×64"),
+        (
+            'name = "x"\ndataset = "boards"\n[image]\nsize = 65\n[detector]\nkind = "ganomaly"\n',
+            "440 images are too small. At least 33×33",
+        ),
         ('name = "x"\ndataset = "boards"\n[detector]\nkind = "ganomaly"\nepoch = 1\n', "did you mean 'epochs'"),
     ],
 )
@@ -300,6 +304,32 @@ def test_synthetic_ng_that_show_something_else_are_refused_before_anything_train
     with pytest.raises(UserError, match=message):
         train(recipe, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "generator").exists()
+
+
+def test_images_that_cannot_be_inspected_are_all_named_before_the_generator(small_run, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(CLASSIFIER.format(dataset=small_run.dataset).replace("size = 32", "size = 80") + GENERATOR)
+    with pytest.raises(UserError, match=r"440 images are too small\. At least 40×40") as caught:
+        train(recipe, tmp_path / "run", quiet=True)
+    assert len(caught.value.details) == len(small_run.manifest)
+    assert not (tmp_path / "run" / "generator").exists()
+
+
+def test_enlarged_images_train_and_log_report_and_evaluation_say_how_many(small_run, tmp_path, capsys):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        RECIPE.replace('"boards"', f'"{small_run.dataset}"').replace("size = 32", "size = 51").replace("= 50", "= 1")
+    )
+    bundle = train_bundle(recipe, tmp_path / "run", quiet=False)
+    note = "440 of 440 images are enlarged, up to 1.6×"
+    assert note in " ".join(capsys.readouterr().err.split())
+    assert note in bundle.report.read_text()
+    assert bundle.manifest.geometry.enlarge == 2
+    score, heatmap = bundle.open("cpu").score(np.zeros((1, 26, 30, 1), np.uint8))
+    assert score.shape == (1,)
+    assert heatmap.shape == (1, 51, 51)
+    found = evaluate_bundle(bundle, small_run.manifest, device="cpu")
+    assert any(re.match(r"\d+ of \d+ images are enlarged, up to 1\.6×", text) for text in found.notes)
 
 
 def test_a_classifier_without_ng_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -60,20 +61,27 @@ class InputGeometry(BaseModel):
     tile: int | None = Field(default=None, gt=0)
     """Side of the square tiles cut from the source; None: the whole image is resized to height × width."""
     stride: int | None = Field(default=None, gt=0)
+    enlarge: float = Field(default=1.0, ge=1)
+    """Most that a side of a whole image grows to become height or width. Bundles that do not state it enlarge nothing;
+    tiles are never cut from an enlarged image."""
 
     @property
     def min_height(self) -> int:
-        """Smaller images are refused: there is nothing to cut a tile from, or detail would be invented."""
-        return self.tile or self.height
+        """Smaller images are refused: there is nothing to cut a tile from, or too much detail would be invented."""
+        return self.tile or math.ceil(self.height / self.enlarge)
 
     @property
     def min_width(self) -> int:
         """Smallest width, likewise."""
-        return self.tile or self.width
+        return self.tile or math.ceil(self.width / self.enlarge)
 
     def accepts(self, height: int, width: int) -> bool:
         """Tell if an image of this size can be inspected."""
         return height >= self.min_height and width >= self.min_width
+
+    def enlargement(self, height: int, width: int) -> float:
+        """Return how much an image of this size grows along the side that grows most; 1 where none does."""
+        return 1.0 if self.tile is not None else max(1.0, self.height / height, self.width / width)
 
 
 class DatasetReference(BaseModel):

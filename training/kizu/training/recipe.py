@@ -21,6 +21,8 @@ Pixels = Annotated[int, Field(ge=32, le=1024)]
 Size = Pixels | Annotated[tuple[Pixels, Pixels], Field(strict=False)]
 """A side, or [height, width]; TOML and JSON have no tuples."""
 Option = bool | int | float | str
+ENLARGE = 2.0
+"""Most that an image smaller than `image.size` is enlarged."""
 
 
 class _Section(BaseModel):
@@ -56,7 +58,14 @@ class ImageSection(_Section):
         """The geometry that the bundle states."""
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
         stride = None if self.tile is None else self.stride or max(1, self.tile * 3 // 4)
-        return InputGeometry(height=height, width=width, channels=self.channels, tile=self.tile, stride=stride)
+        return InputGeometry(
+            height=height,
+            width=width,
+            channels=self.channels,
+            tile=self.tile,
+            stride=stride,
+            enlarge=ENLARGE if self.tile is None else 1.0,
+        )
 
 
 class GeneratorSection(_Section):

@@ -168,7 +168,8 @@ class _Cutter:
         self.crop = crop or geometry.tile or max(geometry.height, geometry.width)
         self.context = context
         self.exact = exact
-        self.whole = InputGeometry(height=size[0], width=size[1], channels=geometry.channels)
+        whole = {"height": size[0], "width": size[1], "tile": None, "stride": None}
+        self.whole = geometry.model_copy(update=whole)
         self.prepare = Geometry(self.whole)
         self.prepare_mask = Geometry(self.whole.model_copy(update={"channels": 1}))
 
