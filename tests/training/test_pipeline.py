@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
 from kizu.errors import UserError
 from kizu.models.bundle import Bundle, BundleError
@@ -330,6 +332,32 @@ def test_enlarged_images_train_and_log_report_and_evaluation_say_how_many(small_
     assert heatmap.shape == (1, 51, 51)
     found = evaluate_bundle(bundle, small_run.manifest, device="cpu")
     assert any(re.match(r"\d+ of \d+ images are enlarged, up to 1\.6×", text) for text in found.notes)
+
+
+@pytest.fixture
+def oblong(small_run, tmp_path):
+    """Every fourth of the boards' images, squeezed to 20×32 or 32×20 pixels in turn."""
+    root, rows = tmp_path / "oblong", small_run.manifest.rows[::4]
+    for number, row in enumerate(rows):
+        for name in filter(None, (row.path, row.mask)):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(small_run.dataset / name) as picture:
+                picture.resize(((20, 32), (32, 20))[number % 2], Image.Resampling.NEAREST).save(root / name)
+    manifest = Manifest(root, [replace(row, boxes=()) for row in rows])
+    manifest.write()
+    return manifest
+
+
+def test_images_of_several_shapes_are_letterboxed_with_their_masks(oblong, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    text = CLASSIFIER.format(dataset=oblong.root).replace("size = 32", 'size = 32\nfit = "letterbox"')
+    recipe.write_text(text + '\n[generator]\nkind = "cutpaste"\ncount = 8\n')
+    bundle = train_bundle(recipe, tmp_path / "run")
+    assert bundle.manifest.geometry.fit == "letterbox"
+    assert bundle.manifest.dataset.synthetic_ng == 8
+    assert bundle.manifest.metrics["pixels"]["masked_images"] > 0
+    for shape in ((1, 20, 32, 1), (2, 32, 20, 3), (1, 90, 16, 1)):
+        assert bundle.open("cpu").score(np.zeros(shape, np.uint8))[1].shape == (shape[0], 32, 32)
 
 
 def test_a_classifier_without_ng_is_refused(tmp_path):

@@ -42,6 +42,9 @@ class ImageSection(_Section):
     """Inspect in square tiles of this many source pixels; left out: the whole image is resized to `size`."""
     stride: int | None = Field(default=None, ge=1)
     """Source pixels from tile to tile; left out: three quarters of `tile`."""
+    fit: Literal["stretch", "letterbox"] = "stretch"
+    """Whole images of another shape than `size`: `stretch` them to it, or keep their proportions (`letterbox`) and
+    mirror them at their edges to fill the rest."""
 
     @model_validator(mode="after")
     def _tiling_is_whole(self) -> ImageSection:
@@ -51,6 +54,8 @@ class ImageSection(_Section):
             raise ValueError(f"stride {self.stride} leaves gaps between tiles of {self.tile} pixels")
         if self.tile is not None and not isinstance(self.size, int) and self.size[0] != self.size[1]:
             raise ValueError("tiles are square, so size must be one number")
+        if self.tile is not None and self.fit != "stretch":
+            raise ValueError(f'fit = "{self.fit}" is for whole images: tiles keep their proportions anyway')
         return self
 
     @property
@@ -64,6 +69,7 @@ class ImageSection(_Section):
             channels=self.channels,
             tile=self.tile,
             stride=stride,
+            fit=self.fit,
             enlarge=ENLARGE if self.tile is None else 1.0,
         )
 

@@ -51,8 +51,7 @@ def too_small(manifest: Manifest, refused: Sequence[tuple[str, int, int]], geome
         key, why = "image.size", f"none is enlarged more than {geometry.enlarge:g}×"
     are = "image is" if len(refused) == 1 else "images are"
     return UserError(
-        f"{manifest.root}: {len(refused)} {are} too small. At least {geometry.min_width}×{geometry.min_height} pixels "
-        f"are needed: {why}.",
+        f"{manifest.root}: {len(refused)} {are} too small. At least {geometry.smallest} are needed: {why}.",
         f"Leave these images out of the data set, or lower {key} in the recipe.",
         [f"{path}: {width}×{height} pixels" for path, height, width in refused],
     )
