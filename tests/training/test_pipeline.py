@@ -335,6 +335,54 @@ def test_enlarged_images_train_and_log_report_and_evaluation_say_how_many(small_
 
 
 @pytest.fixture
+def messy(small_run, tmp_path):
+    """The boards without boxes, and two rows of the train split that are NG."""
+    root = tmp_path / "messy"
+    shutil.copytree(small_run.dataset, root)
+    manifest = Manifest(root, [replace(row, boxes=()) for row in small_run.manifest.rows])
+    manifest.write()
+    return manifest, [row for row in assign_splits(manifest, 0).train if row.label == NG][:2]
+
+
+NG_PATCHES = """
+[generator]
+kind = "poisson"
+count = 8
+options = { patches = "ng" }
+"""
+
+
+def test_ng_with_an_empty_mask_train_by_their_label_and_are_named(messy, tmp_path, capsys):
+    manifest, rows = messy
+    for row in rows:
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(manifest.root / row.mask)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(CLASSIFIER.format(dataset=manifest.root) + NG_PATCHES)
+    bundle = train_bundle(recipe, tmp_path / "run", quiet=False)
+    note = f"2 NG images have an empty mask, and count by the label alone: {rows[0].path}, {rows[1].path}."
+    said = " ".join(capsys.readouterr().err.split())
+    assert note in said
+    assert note in bundle.report.read_text()
+    # The data set is the one on disk, whatever becomes of its masks.
+    assert bundle.manifest.dataset.fingerprint == manifest.fingerprint()
+    counts = re.search(r"(\d+) NG and 8 synthetic NG images \((\d+) NG with their defects located", said)
+    assert counts is not None
+    assert int(counts[2]) == int(counts[1]) + 8 - len(rows)
+
+
+def test_masks_of_another_size_are_all_named_before_the_generator(messy, tmp_path):
+    manifest, rows = messy
+    for row in rows:
+        Image.fromarray(np.full((16, 32), 255, np.uint8)).save(manifest.root / row.mask)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(CLASSIFIER.format(dataset=manifest.root) + NG_PATCHES)
+    with pytest.raises(UserError, match="2 masks have another size than their images") as caught:
+        train(recipe, tmp_path / "run", quiet=True)
+    assert [line.split(":")[0] for line in caught.value.details] == [row.mask for row in rows]
+    assert not (tmp_path / "run" / "generator").exists()
+
+
+@pytest.fixture
 def oblong(small_run, tmp_path):
     """Every fourth of the boards' images, squeezed to 20×32 or 32×20 pixels in turn."""
     root, rows = tmp_path / "oblong", small_run.manifest.rows[::4]

@@ -49,6 +49,16 @@ def test_the_choice_follows_from_rows_and_seed() -> None:
     assert {row.path for row in hold_out_ok(rows, 4)} != {row.path for row in hold_out_ok(rows, 3)}
 
 
+def test_ng_with_an_empty_mask_teaches_by_its_boxes_or_else_by_its_label(tmp_path: Path, draw: Draw) -> None:
+    draw(tmp_path / "a.png", size=(32, 32))
+    draw(tmp_path / "mask.png", size=(32, 32), value=0)
+    rows = [Row("a.png", NG, mask="mask.png"), Row("a.png", NG, mask="mask.png", boxes=(Box(1, 1, 9, 9, "dent"),))]
+    found = labelled_images(Manifest(tmp_path, rows), rows, InputGeometry(height=32, width=32, channels=1))
+    assert found.labels.tolist() == [1, 1]
+    assert found.mask_of.tolist() == [-1, 1]
+    assert found.masks[1, 0, 1:9, 1:9].min() == 255
+
+
 def test_masks_and_boxes_are_letterboxed_with_their_image(tmp_path: Path, draw: Draw) -> None:
     draw(tmp_path / "a.png", size=(20, 40))
     row = Row("a.png", NG, boxes=(Box(0, 10, 5, 20, "dent"),))

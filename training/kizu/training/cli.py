@@ -346,6 +346,7 @@ def _report(manifest: Manifest, journal: Journal, as_json: bool) -> None:
             "defects": dict(sorted(per_class.items())),
             "groups": len(manifest.groups),
             "masks": sum(1 for row in manifest.rows if row.mask),
+            "empty_masks": journal.empty_masks,
             "skipped": journal.skipped,
             "notes": journal.notes,
             "seconds": round(journal.seconds, 3),
@@ -365,6 +366,11 @@ def _report(manifest: Manifest, journal: Journal, as_json: bool) -> None:
     if manifest.groups:
         table.add_row("groups", str(len(manifest.groups)))
     console.print(table)
+    if journal.empty_masks:
+        ng = f"{len(journal.empty_masks)} NG image{'s' * (len(journal.empty_masks) != 1)}"
+        console.print(f"[yellow]warning:[/] {ng} with an empty mask, imported without it: the defect is not located")
+    for path in shortened(journal.empty_masks):
+        console.print(f"  {escape(path)}")
     for note in shortened(journal.notes):
         console.print(f"[yellow]note:[/] {escape(note)}")
     for skip in shortened(journal.skipped):

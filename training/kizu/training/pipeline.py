@@ -27,6 +27,7 @@ from kizu.models.inspector import Inspector
 from kizu.models.operating_point import OperatingPoint, choose_operating_point
 from kizu.training.data.labelled import defect_classes
 from kizu.training.data.manifest import NG, Manifest, Row
+from kizu.training.data.masks import check_mask_sizes
 from kizu.training.data.sizes import check_sizes
 from kizu.training.data.splits import write_splits
 from kizu.training.detectors import create_detector
@@ -117,13 +118,15 @@ class _Training:
         return _finish(self.run, members, max(synthetic_ng), notes, self.execution.log)
 
     def _checked_data(self, members: list[DetectorMethod]) -> list[str]:
-        """Refuse images that the recipe cannot inspect, before hours of anything; return notes for log and report."""
+        """Refuse data that the recipe cannot use, before hours of anything; return notes for log and report."""
         run, log = self.run, self.execution.log
+        if run.recipe.generator is not None or any(method.sampling is not None for method in members):
+            check_mask_sizes(run.manifest, run.training)
         read = {row.path for row in run.splits.train} if any(method.uses_unlabelled for method in members) else set()
         rows = [row for row in run.splits.rows if row.label or row.path in read]
         with log.bar("checking sizes", len(rows)) as advance:
             enlarged = check_sizes(run.manifest, rows, run.recipe.image.geometry, advance)
-        notes = [enlarged] if enlarged else []
+        notes = [*run.notes, *([enlarged] if enlarged else [])]
         for note in notes:
             log.say(escape(note))
         return notes

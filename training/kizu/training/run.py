@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from kizu.errors import UserError
 from kizu.training.data.labelled import hold_out_ok
 from kizu.training.data.manifest import NG, Manifest, Row
+from kizu.training.data.masks import without_empty_masks
 from kizu.training.data.splits import Splits, assign_splits
 from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection, Recipe
@@ -62,6 +63,8 @@ class Run:
     folder: Path
     recipe_dir: Path
     """Paths in a recipe are relative to this directory first, then to the working directory."""
+    notes: tuple[str, ...] = ()
+    """Sentences on the data, for log and report."""
 
     @property
     def generator_folder(self) -> Path:
@@ -118,11 +121,17 @@ class Run:
 
 
 def open_run(recipe: Recipe, manifest: Manifest, folder: Path, recipe_dir: Path, log: RunLog) -> Run:
-    """Split the data and take its fingerprint."""
-    splits = assign_splits(manifest, recipe.seed, recipe.splits.fractions, recipe.splits.certification)
+    """Split the data and take its fingerprint. NG with an empty mask go on without it, which is said.
+
+    Raises:
+        UserError: as `assign_splits`, or a file that cannot be read.
+    """
     with log.bar("reading data", len(manifest)) as advance:
         fingerprint = manifest.fingerprint(advance)
-    return Run(recipe, manifest, splits, fingerprint, folder, recipe_dir)
+    rows, note = without_empty_masks(manifest, manifest.rows)
+    located = Manifest(manifest.root, rows)
+    splits = assign_splits(located, recipe.seed, recipe.splits.fractions, recipe.splits.certification)
+    return Run(recipe, located, splits, fingerprint, folder, recipe_dir, notes=(note,) if note else ())
 
 
 @contextmanager

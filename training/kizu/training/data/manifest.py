@@ -134,12 +134,16 @@ class Manifest:
             raise _unreadable(path, error) from error
 
     def size(self, row: Row) -> tuple[int, int]:
-        """The row's image's (height, width), from its header alone.
+        """The image's (height, width), from its header alone.
 
         Raises:
             UserError: the file is missing, unreadable or not an image.
         """
         return self._size(row.path)
+
+    def mask_size(self, row: Row) -> tuple[int, int]:
+        """The mask's (height, width), as `size`, of a row that has one."""
+        return self._size(row.mask)
 
     def _size(self, name: str) -> tuple[int, int]:
         path = self.root / name
@@ -150,7 +154,7 @@ class Manifest:
         return header.height, header.width
 
     def mask(self, row: Row) -> NDArray[np.bool_] | None:
-        """The row's defect mask, bool[H, W], or None where it has none.
+        """The row's defect mask, bool[H, W]; None where it has none, or one that marks nothing: it locates no defect.
 
         Raises:
             UserError: as `image`.
@@ -159,9 +163,10 @@ class Manifest:
             return None
         path = self.root / row.mask
         try:
-            return decode_mask(path.read_bytes())
+            mask = decode_mask(path.read_bytes())
         except (OSError, ImageError) as error:
             raise _unreadable(path, error) from error
+        return mask if mask.any() else None
 
     @property
     def defects(self) -> list[str]:
