@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.markup import escape
 from torch import nn
 
 from kizu.errors import UserError
@@ -26,6 +27,8 @@ from kizu.models.inspector import Inspector
 from kizu.models.operating_point import OperatingPoint, choose_operating_point
 from kizu.training.data.labelled import defect_classes
 from kizu.training.data.manifest import NG, Manifest, Row
+from kizu.training.data.masks import check_mask_sizes
+from kizu.training.data.sizes import check_sizes
 from kizu.training.data.splits import write_splits
 from kizu.training.detectors import create_detector
 from kizu.training.detectors.method import DetectorMethod
@@ -106,14 +109,29 @@ class _Training:
         if recipe.augment is not None and all(method.augment is None for method in members):
             raise UserError(
                 f"[augment]: '{recipe.detector[0].kind}' takes its images as they are.",
-                "Leave the section out, or choose a detector that alters them: classifier, semi-supervised or draem.",
+                "Leave the section out, or choose a detector that alters them: supersimplenet, classifier, semi-supervised or draem.",
             )
+        notes = self._checked_data(members)
         if recipe.generator is not None:
             self._synthesise(members)
         synthetic_ng = [self._fit(index, method) for index, method in enumerate(members)]
         if not self.execution.processes.is_main:
             return None
-        return _finish(self.run, members, max(synthetic_ng), self.execution.log)
+        return _finish(self.run, members, max(synthetic_ng), notes, self.execution.log)
+
+    def _checked_data(self, members: list[DetectorMethod]) -> list[str]:
+        """Refuse data that the recipe cannot use, before hours of anything; return notes for log and report."""
+        run, log = self.run, self.execution.log
+        if run.recipe.generator is not None or any(method.sampling is not None for method in members):
+            check_mask_sizes(run.manifest, run.training)
+        read = {row.path for row in run.splits.train} if any(method.uses_unlabelled for method in members) else set()
+        rows = [row for row in run.splits.rows if row.label or row.path in read]
+        with log.bar("checking sizes", len(rows)) as advance:
+            enlarged = check_sizes(run.manifest, rows, run.recipe.image.geometry, advance)
+        notes = [*run.notes, *([enlarged] if enlarged else [])]
+        for note in notes:
+            log.say(escape(note))
+        return notes
 
     def _member(self, index: int) -> DetectorMethod:
         recipe = self.run.recipe
@@ -210,7 +228,7 @@ def _detector(run: Run, members: list[DetectorMethod], log: RunLog) -> nn.Module
     return Ensemble([method.detector() for method in members], scales, run.recipe.combine)
 
 
-def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, log: RunLog) -> Bundle:
+def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, notes: list[str], log: RunLog) -> Bundle:
     geometry = run.recipe.image.geometry
     detector = _detector(run, members, log)
     log.say("exporting to ONNX")
@@ -242,16 +260,12 @@ def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, log: Run
         parity=parity,
         pretrained=list(dict.fromkeys(weights for method in members for weights in method.pretrained)),
     )
-    note = "This is the test split: neither training nor the threshold has seen it."
-    report = build_report(
-        manifest,
-        session.score,
-        run.manifest,
-        scored,
-        metrics,
-        evaluated="test split",
-        notes=[note, *run.notes, *_member_notes(members)],
-    )
+    notes = [
+        "This is the test split: neither training nor the threshold has seen it.",
+        *notes,
+        *_member_notes(members),
+    ]
+    report = build_report(manifest, session.score, run.manifest, scored, metrics, evaluated="test split", notes=notes)
     bundle = write_bundle(run.folder / BUNDLE_FOLDER, model, manifest, report)
     log.console.print(summary_table(metrics))
     log.say(operating_point.statement())
