@@ -31,8 +31,6 @@ from kizu.models.operating_point import OperatingPoint, median_size
 
 OPSET = 20
 RELATIVE_TOLERANCE = 1e-4
-VERDICT_MARGIN = 2e-5
-"""Relative distance that thresholds keep from calibration scores; runtimes were seen to differ by up to 4e-6."""
 
 
 class ParityError(UserError):
