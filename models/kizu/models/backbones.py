@@ -5,7 +5,8 @@ Notable here:
 - Pixels are normalised as the weights want it, which for EfficientNet-Lite is (x − 127) / 128, not ImageNet's.
 - Images that are small for the network are enlarged inside the graph: a 64 px tile would have 4×4 places at stride 16.
 - A detector takes the maps, not the image, so that one graph computes them once for all its members.
-- It stays in eval mode and without gradients whatever trains around it.
+- It stays in eval mode and without gradients whatever trains around it, unless it is made to be trained; its batch norm
+  keeps the statistics of the weights even then, which a few hundred images could not better.
 """
 
 from __future__ import annotations
@@ -84,7 +85,10 @@ class PretrainedBackbone(nn.Module):
     """The feature maps of a timm network, its classifier left out.
 
     `forward` maps x [N, C, height, width] in [−1, 1], C = 1 or 3, to its `Levels`, of those among `STRIDES` that the
-    network has. It is always in eval mode, and none of its parameters takes part in training.
+    network has. It is always in eval mode.
+
+    Args:
+        frozen: none of its parameters takes part in training.
 
     Raises:
         UnsuitableBackboneError: no such network, or it lacks strides 8 and 16 (of transformers, most do).
@@ -93,9 +97,10 @@ class PretrainedBackbone(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, config: BackboneConfig):
+    def __init__(self, config: BackboneConfig, *, frozen: bool = True):
         super().__init__()
         self.config = config
+        self.frozen = frozen
         try:
             self.network = timm.create_model(config.backbone, pretrained=False, features_only=True)
         except (RuntimeError, ValueError, AssertionError, AttributeError, TypeError) as error:
@@ -120,9 +125,9 @@ class PretrainedBackbone(nn.Module):
         """Stay in eval mode: batch norm keeps the statistics of the weights."""
         return super().train(False)
 
-    def requires_grad_(self, requires_grad: bool = True) -> PretrainedBackbone:  # noqa: ARG002 - nor this
-        """Stay without gradients."""
-        return super().requires_grad_(False)
+    def requires_grad_(self, requires_grad: bool = True) -> PretrainedBackbone:
+        """Stay without gradients, where it is frozen."""
+        return super().requires_grad_(requires_grad and not self.frozen)
 
     def forward(self, x: Tensor) -> Levels:
         """Give the maps, see the class."""
@@ -130,6 +135,8 @@ class PretrainedBackbone(nn.Module):
         if size != (self.config.height, self.config.width):
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
         x = ((x + 1) * 127.5 - self.mean) * self.scale  # a grey channel broadcasts to three
+        if self.network.training:  # the loop sets modes module by module
+            self.network.eval()
         maps = self.network(x)
         return {stride: maps[index] for stride, index in self._taps.items()}
 

@@ -70,7 +70,7 @@ def load_pretrained(config: BackboneConfig, options: PretrainedOptions) -> tuple
     except UnsuitableBackboneError as error:
         raise UserError(
             f"detector.options.backbone: {error}.",
-            f"Choose a convolutional network of timm, or leave the key out: it is {DEFAULT} then.",
+            f"Choose a network of timm with maps of strides 8 and 16, for instance {DEFAULT}.",
         ) from error
     rows, columns = config.grid(16)
     if min(rows, columns) < LEAST_PLACES:
