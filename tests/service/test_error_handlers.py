@@ -110,7 +110,7 @@ ROWS: list[tuple[inference.InferenceError | UserError, int, str, str, dict[str, 
         registry.BadArchiveError("it holds a file twice"),
         422,
         "bad-archive",
-        "The archive is refused: it holds a file twice. Send a ZIP of model.onnx, bundle.json and report.html.",
+        "The archive is refused: it holds a file twice. Send a ZIP of the files of a bundle's folder.",
         {},
     ),
     (

@@ -13,13 +13,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from kizu.models.bundle import Bundle
+from kizu.models.bundle import CALIBRATION_FILE, Bundle
 from kizu.models.operating_point import choose_operating_point
 from kizu.service.cli import certified, register
 from kizu.service.registry.schemas import Certificate
 from kizu.service.registry.tables import Model
 
-from .bundles import make_bundle, picture
+from .bundles import as_schema_1, calibration, make_bundle, picture
 from .conftest import MakeRecipe, assert_problem, inspect, inspected, upload, zipped
 from .processes import Server
 
@@ -289,6 +289,22 @@ def test_the_registry_keeps_what_was_added(server: Server, recipe: str) -> None:
     kept = Bundle.read(server.home / "models" / model["id"])
     assert kept.fingerprint == model["fingerprint"]
     assert kept.report.is_file()
+    assert kept.calibration is not None
+
+
+def test_a_bundle_of_schema_1_is_registered_and_decides(server: Server, tmp_path: Path) -> None:
+    name = f"old-{tmp_path.name}-{server.port}"
+    old = as_schema_1(make_bundle(tmp_path / "b", name).path)
+    model = upload(server, old, promote=True)
+    assert [inspected(server, name, picture(level))["verdict"] for level in (120, 130)] == ["OK", "NG"]
+    assert Bundle.read(server.home / "models" / model["id"]).calibration is None
+
+
+def test_calibration_scores_that_do_not_belong_to_a_bundle_are_refused(sqlite_server: Server, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", f"other-{tmp_path.name}")
+    (bundle.path / CALIBRATION_FILE).write_bytes(calibration(0.4).to_csv())
+    content = assert_problem(send(sqlite_server, zipped(bundle.path)), 422, "unusable-bundle")
+    assert CALIBRATION_FILE in content["detail"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 from kizu.errors import UserError
 from kizu.models.bundle import Bundle, BundleError
 from kizu.models.ensemble import RankScale
-from kizu.models.operating_point import choose_operating_point, draw_independent
+from kizu.models.operating_point import VERDICT_MARGIN, choose_operating_point, draw_independent
 from kizu.training import pipeline
 from kizu.training.data.labelled import hold_out_ok
 from kizu.training.data.manifest import NG, OK, Manifest, Row
@@ -116,6 +117,25 @@ def test_the_run_folder_holds_the_score_of_every_image_that_calibrated_or_tested
     assert [float(line["score"]) for line in shown] == pytest.approx(session.score(images)[0], rel=1e-5)
 
 
+def test_the_bundle_holds_every_score_that_the_threshold_was_chosen_from(small_run):
+    point, kept = small_run.bundle.manifest.operating_point, small_run.bundle.calibration
+    assert kept is not None
+    with (small_run.folder / "scores.csv").open(newline="", encoding="utf-8") as file:
+        lines = [line for line in csv.DictReader(file) if line["set"] == "calibration"]
+    expected = sorted(("calibration", line["label"], line["group"], float(line["score"])) for line in lines)
+    assert list(kept.rows) == expected
+    recalibrated = choose_operating_point(
+        kept.ng,
+        kept.ok,
+        target_fnr=0.1,
+        review_band=small_run.bundle.manifest.recipe["review_band"],
+        tolerance=VERDICT_MARGIN,
+        ng_groups=kept.ng_groups,
+        draw_key=small_run.bundle.manifest.dataset.fingerprint,
+    )
+    assert recalibrated == point
+
+
 def test_the_run_folder_shows_how_training_went(small_run):
     assert list((small_run.folder / "tensorboard").glob("events*"))
     assert list((small_run.folder / "samples").glob("ganomaly_*.png"))
@@ -185,6 +205,7 @@ def test_large_images_are_inspected_in_tiles(tmp_path, kind):
 def test_a_damaged_bundle_is_refused(small_run, tmp_path):
     for name, damage in {
         "model.onnx": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        "calibration.csv": lambda data: data.replace(b",NG,", b",OK,", 1),
         "bundle.json": lambda data: data.replace(b'"target_fnr": 0.1,', b'"target_fnr": 0.2,', 1),
     }.items():
         copy = tmp_path / name
@@ -473,10 +494,10 @@ def test_a_certification_split_is_read_once_and_by_the_certificate_alone(small_r
         reads[row.path] += 1
         return image(manifest, row)
 
-    asked: dict[str, object] = {}
+    asked: dict[str, Any] = {}
 
     def choose(*scores, **options):
-        asked.update(options)
+        asked.update(options, ng=scores[0], ok=scores[1])
         return choose_operating_point(*scores, **options)
 
     monkeypatch.setattr(Manifest, "image", read)
@@ -496,6 +517,11 @@ def test_a_certification_split_is_read_once_and_by_the_certificate_alone(small_r
     assert point.n_ng == sum(row.label == NG for row in splits.certification)
     assert point.n_ok == sum(row.label == OK for row in splits.certification)
     assert "nothing else has read them" in point.statement()
+    assert bundle.calibration is not None
+    kept = bundle.calibration.of("certification")
+    assert sorted(kept.ng) == sorted(asked["ng"])
+    assert sorted(kept.ok) == sorted(asked["ok"])
+    assert sorted(kept.ng_groups) == sorted(asked["ng_groups"])
     with (tmp_path / "run" / "scores.csv").open(newline="", encoding="utf-8") as file:
         shown = {line["path"] for line in csv.DictReader(file)}
     assert not shown & reserved

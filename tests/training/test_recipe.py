@@ -43,7 +43,6 @@ def test_everything_but_name_dataset_and_detector_has_a_default():
         ({"splits": {"certification": 0.2}}, "must sum to 1"),
         ({"splits": {"train": 0.9, "certification": -0.3}}, "splits.certification must be at least 0"),
         ({"name": "a/b"}, r"name must be a text like \^.*, not 'a/b'"),
-        ({"detector": {}}, "'detector.kind' is missing"),
         ({"detector": []}, "detector must be a list of 1 at least"),
         ({"detector": {"kind": "a", "options": {"b": [1]}}}, r"detector.options.b must be .* or a text, not \[1\]"),
         (

@@ -1,9 +1,11 @@
-"""A trained model as it ships: a folder with `model.onnx`, `bundle.json` and `report.html`.
+"""A trained model as it ships: a folder with `model.onnx`, `bundle.json`, `calibration.csv` and `report.html`.
 
 Notable here:
 - The graph takes `image: uint8[N, H, W, C]` and gives `score: float32[N]` and `heatmap: float32[N, h, w]`; N, H, W
-  and C (1 or 3) are free, and whatever happens to pixels happens inside.
-- Nothing is trusted: both files are hash-checked, the graph must be one file with standard operators only.
+  and C (1 or 3) are free, and whatever happens to pixels happens inside. From schema 2, a graph on a pretrained
+  backbone gives its `embedding: float32[N, d]` as well, for drift and for nearest parts.
+- Nothing is trusted: all but the report is hash-checked, the graph must be one file with standard operators only.
+- Bundles of schema 1 have no calibration scores; they load and score all the same.
 - Imports no torch.
 """
 
@@ -28,13 +30,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kizu import files
 from kizu.errors import UserError
+from kizu.models.calibration import CalibrationScores
 from kizu.models.operating_point import OperatingPoint
 from kizu.version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "bundle.json"
+CALIBRATION_FILE = "calibration.csv"
 REPORT_FILE = "report.html"
+BUNDLE_FILES = (MODEL_FILE, CALIBRATION_FILE, REPORT_FILE, MANIFEST_FILE)
+"""Every file of a bundle, in the order in which it is written: the last one makes it a bundle."""
 STANDARD_DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -122,6 +128,21 @@ class Parity(BaseModel):
     verdicts_differing: int
 
 
+class PretrainedWeights(BaseModel):
+    """Weights in the graph that others trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    origin: str
+    """Package or address that they came from."""
+    licence: str
+    sha256: str
+    """Of the weights as they came."""
+    frozen: bool = True
+    """They are as they came; otherwise the run went on training them."""
+
+
 class BundleManifest(BaseModel):
     """`bundle.json`."""
 
@@ -134,9 +155,12 @@ class BundleManifest(BaseModel):
     dataset: DatasetReference
     metrics: dict[str, Any]
     parity: Parity
+    pretrained: list[PretrainedWeights] = []
     created_at: datetime
     code_version: str = __version__
     model_sha256: str
+    calibration_sha256: str | None = None
+    """Of `calibration.csv`. None: a bundle of schema 1, which has none."""
 
     @property
     def recipe_name(self) -> str:
@@ -172,17 +196,36 @@ class Session:
 
     def score(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """uint8[N, H, W, C] → (score[N], heatmap[N, h, w]); higher is more NG."""
-        score, heatmap = self._session.run(["score", "heatmap"], {"image": np.ascontiguousarray(images)})
+        score, heatmap = self._run(["score", "heatmap"], images)
         return score, heatmap
+
+    @property
+    def embeds(self) -> bool:
+        """True if the graph gives an embedding."""
+        return "embedding" in [output.name for output in self._session.get_outputs()]
+
+    def inspect(
+        self, images: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+        """uint8[N, H, W, C] → (score[N], heatmap[N, h, w], embedding[N, d]) in one run; None if it does not embed."""
+        if not self.embeds:
+            return *self.score(images), None
+        score, heatmap, embedding = self._run(["score", "heatmap", "embedding"], images)
+        return score, heatmap, embedding
+
+    def _run(self, outputs: list[str], images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = self._session.run(outputs, {"image": np.ascontiguousarray(images)})
+        return found
 
 
 class Bundle:
     """A verified bundle on disk."""
 
-    def __init__(self, path: Path, manifest: BundleManifest, model: bytes):
+    def __init__(self, path: Path, manifest: BundleManifest, model: bytes, calibration: bytes | None):
         self.path = path
         self.manifest = manifest
         self._model = model
+        self._calibration = calibration
 
     @classmethod
     def read(cls, path: Path) -> Bundle:
@@ -201,12 +244,31 @@ class Bundle:
         manifest = parse_manifest((path / MANIFEST_FILE).read_bytes(), where=str(path / MANIFEST_FILE))
         model = (path / MODEL_FILE).read_bytes()
         verify_model(model, manifest, where=str(path / MODEL_FILE))
-        return cls(path, manifest, model)
+        return cls(path, manifest, model, _read_calibration(path / CALIBRATION_FILE, manifest))
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of `bundle.json`, and through the hash inside it of the whole bundle."""
-        return hashlib.sha256((self.path / MANIFEST_FILE).read_bytes()).hexdigest()
+        return _sha256((self.path / MANIFEST_FILE).read_bytes())
+
+    @property
+    def model(self) -> bytes:
+        """The ONNX graph."""
+        return self._model
+
+    @cached_property
+    def calibration(self) -> CalibrationScores | None:
+        """Scores that the threshold was chosen from; None in a bundle of schema 1.
+
+        Raises:
+            BundleError: the file is the one that was exported, and still cannot be read.
+        """
+        if self._calibration is None:
+            return None
+        try:
+            return CalibrationScores.from_csv(self._calibration)
+        except ValueError as error:
+            raise BundleError(f"{self.path / CALIBRATION_FILE}: {error}.", "Export the bundle again.") from error
 
     @property
     def report(self) -> Path:
@@ -221,19 +283,27 @@ class Bundle:
         return Session(self._model, device, threads, spin)
 
 
-def write_bundle(path: Path, model: bytes, manifest: BundleManifest, report_html: str) -> Bundle:
+def write_bundle(
+    path: Path, model: bytes, calibration: CalibrationScores, manifest: BundleManifest, report_html: str
+) -> Bundle:
     """Write a bundle folder; `bundle.json`, written last and atomically, makes it one."""
     path.mkdir(parents=True, exist_ok=True)
     (path / MANIFEST_FILE).unlink(missing_ok=True)
     files.write_bytes(path / MODEL_FILE, model)
+    files.write_bytes(path / CALIBRATION_FILE, calibration.to_csv())
     files.write_text(path / REPORT_FILE, report_html)
     files.write_bytes(path / MANIFEST_FILE, serialise_manifest(manifest))
     return Bundle.read(path)
 
 
-def new_manifest(model: bytes, **fields: Any) -> BundleManifest:
-    """A manifest for `model`, dated now, with the model's hash."""
-    return BundleManifest(model_sha256=hashlib.sha256(model).hexdigest(), created_at=datetime.now(UTC), **fields)
+def new_manifest(model: bytes, calibration: CalibrationScores, **fields: Any) -> BundleManifest:
+    """A manifest for `model` and the scores of its calibration, dated now, with the hashes of both."""
+    return BundleManifest(
+        model_sha256=_sha256(model),
+        calibration_sha256=_sha256(calibration.to_csv()),
+        created_at=datetime.now(UTC),
+        **fields,
+    )
 
 
 def serialise_manifest(manifest: BundleManifest) -> bytes:
@@ -267,7 +337,7 @@ def parse_manifest(data: bytes, where: str) -> BundleManifest:
 def verify_model(model: bytes, manifest: BundleManifest, where: str) -> None:
     """Check hash, self-containment, operators, inputs and outputs; raises BundleError."""
     remedy = "Export the bundle again; do not edit its files."
-    if hashlib.sha256(model).hexdigest() != manifest.model_sha256:
+    if _sha256(model) != manifest.model_sha256:
         raise BundleError(f"{where} was changed or damaged: its SHA-256 does not match bundle.json.", remedy)
     try:
         graph = onnx.load_model_from_string(model)
@@ -280,8 +350,24 @@ def verify_model(model: bytes, manifest: BundleManifest, where: str) -> None:
     if foreign := domains - STANDARD_DOMAINS - local:
         raise BundleError(f"{where} uses operators outside the ONNX standard: {', '.join(sorted(foreign))}.", remedy)
     names = [i.name for i in graph.graph.input], [o.name for o in graph.graph.output]
-    if names != (["image"], ["score", "heatmap"]):
+    outputs = [["score", "heatmap"], ["score", "heatmap", "embedding"]][: manifest.schema_version]
+    if names[0] != ["image"] or names[1] not in outputs:
         raise BundleError(f"{where} must map image to score and heatmap, not {names[0]} to {names[1]}.", remedy)
+
+
+def _read_calibration(path: Path, manifest: BundleManifest) -> bytes | None:
+    """Return the verified bytes of `calibration.csv`, or None where the schema has none; raises BundleError."""
+    if manifest.schema_version < 2:
+        return None
+    if not path.is_file():
+        raise BundleError(f"{path} is missing, so the bundle is incomplete.", "Copy the whole folder, or export again.")
+    data = path.read_bytes()
+    if _sha256(data) != manifest.calibration_sha256:
+        raise BundleError(
+            f"{path} was changed or damaged: its SHA-256 does not match bundle.json.",
+            "Export the bundle again; do not edit its files.",
+        )
+    return data
 
 
 def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -307,7 +393,11 @@ def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return _sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _cuda_present() -> bool:

@@ -12,7 +12,7 @@ Notable here:
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +132,8 @@ class Inspector(nn.Module):
     """Geometry and detector as one function of raw images.
 
     Args:
-        detector: maps [M, C, height, width] in [−1, 1] to (score [M], heatmap [M, 1, h, w]); higher is more NG.
+        detector: maps [M, C, height, width] in [−1, 1] to (score [M], heatmap [M, 1, h, w]); higher is more NG. One
+            with a `backbone` also has `inspect`, which gives an embedding [M, d] as well.
         geometry: what the graph expects of an image.
     """
 
@@ -141,24 +142,30 @@ class Inspector(nn.Module):
         self.geometry = Geometry(geometry)
         self.detector = detector
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [N, H, W, C] → (score [N], heatmap [N, h, w]).
+    @property
+    def embeds(self) -> bool:
+        """True if it gives an embedding as well."""
+        return getattr(self.detector, "backbone", None) is not None and hasattr(self.detector, "inspect")
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """uint8 [N, H, W, C] → (score [N], heatmap [N, h, w]) and, where it embeds, embedding [N, d].
 
         The heatmap covers the image. It has the detector's size, and the source's size (h = H, w = W) where the recipe
-        tiles.
+        tiles. An image's embedding is the mean of its tiles'.
         """
-        score, heatmap = self.detector(self.geometry(image))
+        x = self.geometry(image)
+        score, heatmap, *embedding = cast(Any, self.detector).inspect(x) if self.embeds else self.detector(x)
         tile = self.geometry.geometry.tile
         n, height, width, _ = image.shape
         if tile is None:
-            return score, self.geometry.of_image(heatmap, height, width)[:, 0]
+            return score, self.geometry.of_image(heatmap, height, width)[:, 0], *embedding
         rows, columns = self.geometry.grid(height), self.geometry.grid(width)
         score = score.reshape(n, rows * columns).amax(1)
         heatmap = F.interpolate(heatmap, size=(tile, tile), mode="bilinear", align_corners=False)
         heatmap = heatmap.reshape(n, rows, columns, tile, tile).permute(0, 1, 3, 2, 4)
         heatmap = heatmap.reshape(n, rows * tile, columns * tile)
-        heatmap = self._blend(heatmap, 1, height)
-        return score, self._blend(heatmap, 2, width)
+        heatmap = self._blend(self._blend(heatmap, 1, height), 2, width)
+        return score, heatmap, *(of_tile.reshape(n, rows * columns, -1).mean(1) for of_tile in embedding)
 
     def _blend(self, tiles: Tensor, dim: int, length: int) -> Tensor:
         """Blend overlapping tiles that stand side by side along `dim` into `length` source pixels."""

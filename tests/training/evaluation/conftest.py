@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from kizu.models.bundle import Bundle, DatasetReference, InputGeometry, Parity, new_manifest, write_bundle
+from kizu.models.calibration import CalibrationScores
 from kizu.models.operating_point import OperatingPoint, choose_operating_point
 from kizu.training.data.manifest import Box, Manifest, Row
 from kizu.training.data.splits import assign_splits
@@ -96,6 +97,7 @@ def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
         splits = assign_splits(manifest, 3, (shares["train"], shares["calibration"], shares["test"]))
         fields = new_manifest(
             model,
+            CalibrationScores(),
             recipe={"name": "plates", "seed": 3, **recipe},
             geometry=GEOMETRY,
             operating_point=point(),
@@ -105,6 +107,6 @@ def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
             metrics={},
             parity=Parity(images=5, score=1e-7, heatmap=2e-7, verdicts_differing=0),
         )
-        return write_bundle(tmp_path / "bundle", model, fields, "<p>report</p>")
+        return write_bundle(tmp_path / "bundle", model, CalibrationScores(), fields, "<p>report</p>")
 
     return make

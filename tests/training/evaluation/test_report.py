@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kizu.models.bundle import BundleManifest, DatasetReference, Parity, new_manifest
+from kizu.models.bundle import BundleManifest, DatasetReference, Parity, PretrainedWeights, new_manifest
+from kizu.models.calibration import CalibrationScores
 from kizu.models.operating_point import OperatingPoint, choose_operating_point
 from kizu.training.data.manifest import Manifest, Row
 from kizu.training.evaluation import charts
@@ -61,6 +62,7 @@ class Page(HTMLParser):
 def bundle_manifest(operating_point: OperatingPoint, name: str = "plates") -> BundleManifest:
     return new_manifest(
         b"model",
+        CalibrationScores(),
         recipe={"name": name, "seed": 0},
         geometry=GEOMETRY,
         operating_point=operating_point,
@@ -253,3 +255,16 @@ def _scored(manifest: Manifest) -> Scored:
     scores = np.array([brightness(manifest.image(row)[None])[0][0] for row in manifest.rows], dtype=np.float32)
     labels = np.array([row.label == "NG" for row in manifest.rows], dtype=np.int64)
     return Scored(tuple(manifest.rows), scores, labels)
+
+
+def test_the_report_names_the_pretrained_weights_inside_the_model() -> None:
+    scored = synthetic([0.7, 0.9], [0.1, 0.2])
+    metrics = compute_metrics(scored, point(0.6))
+    own = bundle_manifest(point(0.6))
+    weights = PretrainedWeights(
+        name="lite0", origin="a <package>", licence="Apache-2.0", sha256="ab" * 32, frozen=False
+    )
+    named = Page(render_report(own.model_copy(update={"pretrained": [weights]}), scored, metrics)).words
+    for said in ("Pretrained weights", "lite0", "a <package>", "Apache-2.0", "trained further", "ab" * 32):
+        assert said in named
+    assert "Pretrained weights" not in Page(render_report(own, scored, metrics)).words

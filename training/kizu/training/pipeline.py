@@ -5,13 +5,15 @@ Notable here:
   reserves one), the report the test split, each once. No epoch is chosen by test results: the last one ships.
 - Everything after training runs on the exported graph, not on torch.
 - A run folder holds what is needed to repeat or resume it (the recipe, the splits, the checkpoint), and the score of
-  every image that calibrated or tested. Scores of a certification split are not kept: nobody is to look at them.
+  every image that calibrated or tested. Scores of a certification split are only in the bundle, without their images,
+  for another threshold to be certified on: nobody is to look at them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,10 @@ from torch import nn
 
 from kizu.errors import Faults, UserError
 from kizu.models.bundle import Bundle, DatasetReference, Session, new_manifest, write_bundle
+from kizu.models.calibration import CalibrationScore, CalibrationScores
 from kizu.models.ensemble import Ensemble, RankScale
 from kizu.models.inspector import Inspector
-from kizu.models.operating_point import OperatingPoint, choose_operating_point
+from kizu.models.operating_point import VERDICT_MARGIN, OperatingPoint, choose_operating_point
 from kizu.training.data.labelled import defect_classes
 from kizu.training.data.manifest import NG, Manifest, Row
 from kizu.training.data.masks import check_mask_sizes
@@ -37,10 +40,11 @@ from kizu.training.evaluation.evaluate import build_report, score_with_pixels
 from kizu.training.evaluation.scoring import Scored, score_rows, write_scores
 from kizu.training.evaluation.summary import summary_table
 from kizu.training.execution import Execution
-from kizu.training.export import VERDICT_MARGIN, ParityCheck, export_onnx, torch_scorer
+from kizu.training.export import ParityCheck, export_onnx, torch_scorer
 from kizu.training.generators import check_options
 from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
+from kizu.training.pretrained import Backbones
 from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection, find_dataset, read_recipe
 from kizu.training.run import BUNDLE_FOLDER, RECIPE_FILE, REPORT_FILE, SCORES_FILE, SPLITS_FILE, Run, open_run, owning
@@ -93,6 +97,7 @@ class _Training:
 
     run: Run
     execution: Execution
+    backbones: Backbones = field(default_factory=Backbones)
 
     def bundle(self) -> Bundle | None:
         """Train everything and export it; None on other processes than the main one."""
@@ -142,7 +147,8 @@ class _Training:
         if recipe.augment is not None and all(method.augment is None for method in members):
             raise UserError(
                 f"[augment]: '{recipe.detector[0].kind}' takes its images as they are.",
-                "Leave the section out, or choose a detector that alters them: classifier, semi-supervised or draem.",
+                "Leave the section out, or choose a detector that alters them: supersimplenet, classifier, "
+                "semi-supervised or draem.",
             )
 
     def _checked_data(self, members: list[DetectorMethod]) -> list[str]:
@@ -164,7 +170,9 @@ class _Training:
         torch.manual_seed(self._seed(index))
         section = _with_weights_found(recipe.detector[index], self.run.recipe_dir)
         defects = defect_classes(self.run.training)
-        return create_detector(recipe.image.geometry, section, recipe.augment, defects=defects)
+        return create_detector(
+            recipe.image.geometry, section, recipe.augment, defects=defects, backbones=self.backbones
+        )
 
     def _synthesise(self, members: list[DetectorMethod]) -> None:
         run, log = self.run, self.execution.log
@@ -190,6 +198,7 @@ class _Training:
         if device.type == "cuda":
             method.networks.to(memory_format=torch.channels_last)
         processes.copy_from_main(method.networks)
+        method.prepare(training, log)
         torch.manual_seed(self._seed(index) + 1 + processes.rank)
         loop = TrainingLoop(
             method,
@@ -260,15 +269,18 @@ def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, notes: l
     session = Session(model, "cpu")
     check = ParityCheck(session.score, torch_scorer(inspector))
     rows_to_calibrate = run.calibration(ng_unseen=not any(method.learns_from_ng for method in members))
-    calibration, operating_point, heatmap_range = _calibrate(run, rows_to_calibrate, check, log)
+    calibration, certification, heatmap_range = _calibrate(run, rows_to_calibrate, check, log)
+    operating_point = _operating_point(run, calibration, certification)
     parity = check.result(operating_point)
     rows = [row for row in run.splits.test if row.label]  # none is synthetic: those are always in train
     with log.bar("testing", len(rows)) as advance:
         scored, pixels = score_with_pixels(session.score, geometry, run.manifest, rows, progress=advance)
     write_scores(run.folder / SCORES_FILE, {"calibration": calibration, "test": scored})
     metrics = compute_metrics(scored, operating_point, pixels=pixels)
+    kept = _calibration_scores({"calibration": calibration, "certification": certification})
     manifest = new_manifest(
         model,
+        kept,
         recipe=run.recipe.model_dump(mode="json", exclude_none=True),
         geometry=geometry,
         operating_point=operating_point,
@@ -280,20 +292,31 @@ def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, notes: l
         ),
         metrics=metrics.as_dict() | {"heatmap_range": heatmap_range},
         parity=parity,
+        pretrained=list(dict.fromkeys(weights for method in members for weights in method.pretrained)),
     )
-    notes = ["This is the test split: neither training nor the threshold has seen it.", *notes]
+    notes = [
+        "This is the test split: neither training nor the threshold has seen it.",
+        *notes,
+        *_member_notes(members),
+    ]
     report = build_report(manifest, session.score, run.manifest, scored, metrics, evaluated="test split", notes=notes)
-    bundle = write_bundle(run.folder / BUNDLE_FOLDER, model, manifest, report)
+    bundle = write_bundle(run.folder / BUNDLE_FOLDER, model, kept, manifest, report)
     log.console.print(summary_table(metrics))
     log.say(operating_point.statement())
     log.say(f"bundle: {bundle.path}\nreport: {bundle.report}")
     return bundle
 
 
+def _member_notes(members: list[DetectorMethod]) -> list[str]:
+    """What each detector has to say, after its kind where there are several."""
+    several = len(members) > 1
+    return [f"Detector {i}: {note}" if several else note for i, m in enumerate(members, 1) for note in m.notes]
+
+
 def _calibrate(
     run: Run, rows: list[Row], check: ParityCheck, log: RunLog
-) -> tuple[Scored, OperatingPoint, tuple[float, float]]:
-    """Return scores, operating point, and the heatmap values that pictures show as cold and as hot."""
+) -> tuple[Scored, Scored | None, tuple[float, float]]:
+    """Return scores of calibration and of certification, and the heatmap values that pictures show as cold and hot."""
     if not rows:
         raise UserError(
             f"{run.manifest.root} leaves no labelled image for calibration.",
@@ -308,11 +331,17 @@ def _calibrate(
     geometry = run.recipe.image.geometry
     with log.bar("calibrating", len(rows)) as advance:
         scored = score_rows(check.score, geometry, run.manifest, rows, progress=advance, on_heatmap=note)
-    certifying = scored
+    certifying = None
     if run.certification:
         with log.bar("certifying", len(run.certification)) as advance:
             certifying = score_rows(check.score, geometry, run.manifest, run.certification, progress=advance)
-    operating_point = choose_operating_point(
+    cold, hot = np.median([low for low, _ in extremes]), np.quantile([high for _, high in extremes], 0.95)
+    return scored, certifying, (float(cold), float(hot))
+
+
+def _operating_point(run: Run, calibration: Scored, certification: Scored | None) -> OperatingPoint:
+    certifying = certification or calibration
+    return choose_operating_point(
         certifying.ng,
         certifying.ok,
         target_fnr=run.recipe.target_fnr,
@@ -322,8 +351,18 @@ def _calibrate(
         tolerance=VERDICT_MARGIN,
         ng_groups=[row.group for row in certifying.rows if row.label == NG],
         draw_key=run.fingerprint,
-        certified_on="certification" if run.certification else "calibration",
-        other_scores=scored.scores,
+        certified_on="calibration" if certification is None else "certification",
+        other_scores=calibration.scores,
     )
-    cold, hot = np.median([low for low, _ in extremes]), np.quantile([high for _, high in extremes], 0.95)
-    return scored, operating_point, (float(cold), float(hot))
+
+
+def _calibration_scores(sets: Mapping[str, Scored | None]) -> CalibrationScores:
+    """Keep the scores of each set for `calibration.csv`."""
+    return CalibrationScores(
+        tuple(
+            CalibrationScore(name, row.label, row.group, score)
+            for name, scored in sets.items()
+            if scored is not None
+            for row, score in zip(scored.rows, scored.scores.tolist(), strict=True)
+        )
+    )

@@ -1,6 +1,6 @@
 """The recipe: product, images, generator and detector, as a TOML file.
 
-Unknown keys are errors that name the nearest known one; every section but `[detector]` may be left out.
+Unknown keys are errors that name the nearest known one; every section may be left out.
 """
 
 from __future__ import annotations
@@ -134,11 +134,15 @@ class GeneratorSection(_Section):
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
+AUTO = "auto"
+"""Kind of a detector that the data choose (`kizu.training.auto`)."""
+
+
 class DetectorSection(_Section):
     """`[detector]`: the method that scores images."""
 
-    kind: str
-    """Name of the method."""
+    kind: str = AUTO
+    """Name of the method; `auto`: the data choose."""
     preset: str = "small"
     """Name of a set of option values."""
     epochs: int = Field(default=20, ge=1)
@@ -230,7 +234,7 @@ class Recipe(_Section):
         tuple[DetectorSection, ...],
         BeforeValidator(_as_tuple),
         Field(min_length=1, max_length=8),
-    ]
+    ] = (DetectorSection(),)
     """The method that scores; several are combined."""
     combine: Literal["mean", "max"] = "mean"
     """Combination of several detectors: the mean or the maximum of their scores' ranks."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kizu.errors import UserError
+from kizu.training.auto import resolve
 from kizu.training.data.labelled import hold_out_ok
 from kizu.training.data.manifest import NG, Manifest, Row
 from kizu.training.data.masks import without_empty_masks
@@ -64,7 +65,7 @@ class Run:
     recipe_dir: Path
     """Paths in a recipe are relative to this directory first, then to the working directory."""
     notes: tuple[str, ...] = ()
-    """Sentences on the data, for log and report."""
+    """Remarks on the data and on what the run made of them, for log and report."""
 
     @property
     def generator_folder(self) -> Path:
@@ -121,17 +122,21 @@ class Run:
 
 
 def open_run(recipe: Recipe, manifest: Manifest, folder: Path, recipe_dir: Path, log: RunLog) -> Run:
-    """Split the data and take its fingerprint. NG with an empty mask go on without it, which is said.
+    """Split the data, choose the detectors where the recipe leaves that to Kizu, and take the data's fingerprint.
+
+    NG with an empty mask go on without it, which is said.
 
     Raises:
-        UserError: as `assign_splits`, or a file that cannot be read.
+        UserError: as `assign_splits` and `resolve`, or a file that cannot be read.
     """
     with log.bar("reading data", len(manifest)) as advance:
         fingerprint = manifest.fingerprint(advance)
-    rows, note = without_empty_masks(manifest, manifest.rows)
+    rows, empty = without_empty_masks(manifest, manifest.rows)
     located = Manifest(manifest.root, rows)
     splits = assign_splits(located, recipe.seed, recipe.splits.fractions, recipe.splits.certification)
-    return Run(recipe, located, splits, fingerprint, folder, recipe_dir, notes=(note,) if note else ())
+    recipe, reason = resolve(recipe, splits.train)
+    notes = tuple(note for note in (empty, reason) if note)
+    return Run(recipe, located, splits, fingerprint, folder, recipe_dir, notes)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Extraction of a bundle that arrives as a ZIP: the three known files alone, plain, and no larger than allowed."""
+"""Extraction of a bundle that arrives as a ZIP: the known files alone, plain, and no larger than allowed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from kizu.models.bundle import MANIFEST_FILE, MODEL_FILE, REPORT_FILE
+from kizu.models.bundle import BUNDLE_FILES
 from kizu.service.registry.errors import ArchiveTooLargeError, BadArchiveError
 
-_NAMES = {MODEL_FILE, MANIFEST_FILE, REPORT_FILE}
 _CHUNK = 1024 * 1024
 
 
@@ -38,8 +37,8 @@ def extract(archive: Path, destination: Path, max_bytes: int) -> None:
 
 def _name(member: zipfile.ZipInfo) -> str:
     path = PurePosixPath(member.filename)
-    if len(path.parts) > 2 or path.is_absolute() or ".." in path.parts or path.name not in _NAMES:
-        raise BadArchiveError(f"{member.filename!r} is none of {', '.join(sorted(_NAMES))}")
+    if len(path.parts) > 2 or path.is_absolute() or ".." in path.parts or path.name not in BUNDLE_FILES:
+        raise BadArchiveError(f"{member.filename!r} is none of {', '.join(sorted(BUNDLE_FILES))}")
     mode = member.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         raise BadArchiveError(f"{member.filename!r} is not a plain file")

@@ -36,7 +36,7 @@ _ZIP_TYPES = {"application/zip", "application/x-zip-compressed", "application/oc
     openapi_extra=_ZIP,
 )
 async def add_model(request: Request, registry: Registry, promote: Annotated[bool, Query()] = False) -> JSONResponse:
-    """Add a bundle, sent as a ZIP of `model.onnx`, `bundle.json` and `report.html`.
+    """Add a bundle, sent as a ZIP of the files of its folder; `calibration.csv` is among them from schema 2.
 
     It is verified and made to score before it is registered. Adding the same bundle again gives the same model.
     """

@@ -44,7 +44,7 @@ class BadArchiveError(UserError):
     """A ZIP that is not a bundle."""
 
     def __init__(self, reason: str):
-        super().__init__(f"The archive is refused: {reason}.", "Send a ZIP of model.onnx, bundle.json and report.html.")
+        super().__init__(f"The archive is refused: {reason}.", "Send a ZIP of the files of a bundle's folder.")
 
 
 class ArchiveTooLargeError(UserError):

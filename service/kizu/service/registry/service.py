@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from kizu import files
 from kizu.errors import UserError
-from kizu.models.bundle import MANIFEST_FILE, MODEL_FILE, REPORT_FILE, Bundle, BundleError, Device
+from kizu.models.bundle import BUNDLE_FILES, Bundle, BundleError, Device
 from kizu.service.registry import repository
 from kizu.service.registry.errors import (
     ModelIsChampionError,
@@ -170,7 +170,7 @@ def _copy(bundle: Bundle, folder: Path, model_id: str) -> None:
     temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
     temporary.mkdir(parents=True)
     try:
-        for name in (MODEL_FILE, REPORT_FILE, MANIFEST_FILE):
+        for name in BUNDLE_FILES:
             if (bundle.path / name).is_file():
                 _copy_durably(bundle.path / name, temporary / name)
         if not _is_intact(temporary, bundle.fingerprint):
