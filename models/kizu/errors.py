@@ -1,8 +1,9 @@
-"""The one error that users are meant to read: what is wrong, where, and what to do about it."""
+"""The one error that users are meant to read: what is wrong, where, and what to do about it; and several as one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 SHOWN = 10
 """Lines of a long list that people are shown."""
@@ -30,6 +31,32 @@ class DivergedError(UserError):
     """Training produced NaN or collapsed; exits with 3, so that a scheduler can tell it from a bad recipe."""
 
     exit_code = 3
+
+
+class Faults:
+    """Collects the errors of checks that do not depend on each other, so that all are told at once."""
+
+    def __init__(self) -> None:
+        self._found: list[UserError] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Keep a UserError of the block for `tell`."""
+        try:
+            yield
+        except UserError as fault:
+            self._found.append(fault)
+
+    def tell(self) -> None:
+        """Raise what was kept: the one error, or one that says all of them."""
+        if len(self._found) == 1:
+            raise self._found[0]
+        if self._found:
+            # Two sections alike have one fault.
+            problems = dict.fromkeys(fault.problem for fault in self._found)
+            remedies = dict.fromkeys(fault.remedy for fault in self._found if fault.remedy)
+            details = [line for fault in self._found for line in fault.details]
+            raise UserError("\n".join(problems), "\n".join(remedies) or None, details)
 
 
 def shortened(lines: Sequence[str]) -> list[str]:

@@ -136,14 +136,15 @@ def test_a_letterboxed_image_keeps_its_proportions_in_the_middle(size, shown):
 
 
 @pytest.mark.parametrize("size", [(64, 40), (60, 13), (20, 90)])
-def test_a_letterboxed_image_goes_on_as_its_mirror_image(size):
-    prepare = Geometry(letterbox())
-    x = prepare.pixels(uint8(1, *size, 1))[0, 0].numpy()
-    rows, columns = prepare.shown(*size)
-    top, left = (32 - rows) // 2, (32 - columns) // 2
-    inside = x[top : top + rows, left : left + columns]
-    fill = ((top, 32 - rows - top), (left, 32 - columns - left))
-    np.testing.assert_array_equal(x, np.pad(inside, fill, mode="symmetric"))
+def test_the_rest_of_a_letterboxed_image_is_the_same_for_every_image(size):
+    for prepare, value in ((Geometry(letterbox()), 128), (Geometry(letterbox(), rest=0), 0)):
+        rows, columns = prepare.shown(*size)
+        top, left = (32 - rows) // 2, (32 - columns) // 2
+        rest = torch.ones(32, 32, dtype=torch.bool)
+        rest[top : top + rows, left : left + columns] = False
+        x = prepare.pixels(uint8(2, *size, 3))[:, 0]
+        assert rest.any()
+        assert (x[:, rest] == value).all()
 
 
 def test_an_image_of_the_detectors_shape_is_letterboxed_as_it_is_stretched():

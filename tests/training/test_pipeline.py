@@ -329,6 +329,44 @@ def test_synthetic_ng_that_show_something_else_are_refused_before_anything_train
     assert not (tmp_path / "run" / "generator").exists()
 
 
+FEATURES, LATENT = {"features = 4": "featurs = 4"}, {"latent = 8": "latnt = 8"}
+CROPS = {"kimg = 0.1": "kimg = 0.1\ncrop = 16"}
+"""Crops of a part cannot stand for whole images."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (FEATURES | CROPS, ["detector.options.featurs"]),
+        (LATENT | {'kind = "classifier"': 'kind = "ganomaly"'}, ["generator.options.latnt"]),  # and [augment] is idle
+        (FEATURES | LATENT | CROPS, ["detector.options.featurs", "generator.options.latnt"]),
+    ],
+)
+def test_slips_in_options_are_told_together_and_before_what_does_not_go_together(small_run, tmp_path, changes, told):
+    text = CLASSIFIER.format(dataset=small_run.dataset) + GENERATOR + "\n[augment]\nnoise = 0.02\n"
+    for right, wrong in changes.items():
+        text = text.replace(right, wrong)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(text)
+    with pytest.raises(UserError) as caught:
+        train(recipe, tmp_path / "run", quiet=True)
+    assert sorted(re.findall(r"unknown key '([\w.]+)'", caught.value.problem)) == told
+    assert len(caught.value.problem.splitlines()) == len(told)
+
+
+def test_all_that_does_not_go_together_is_told_at_once(small_run, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    memory = '[[detector]]\nkind = "memory"\npreset = "discriminator"\n'
+    text = CLASSIFIER.format(dataset=small_run.dataset).replace("[detector]", "[[detector]]")
+    text = text.replace("[detector.options]\nfeatures = 4\n", memory)
+    recipe.write_text(text + GENERATOR.replace("kimg = 0.1", "kimg = 0.1\nsize = 64\ncrop = 16"))
+    with pytest.raises(UserError) as caught:
+        train(recipe, tmp_path / "run", quiet=True)
+    first, second = caught.value.problem.splitlines()
+    assert "the discriminator would judge 64×64 pixels" in first
+    assert "the detector sees whole images" in second
+
+
 def test_images_that_cannot_be_inspected_are_all_named_before_the_generator(small_run, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(CLASSIFIER.format(dataset=small_run.dataset).replace("size = 32", "size = 80") + GENERATOR)

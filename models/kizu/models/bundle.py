@@ -68,8 +68,7 @@ class InputGeometry(BaseModel):
     """Side of the square tiles cut from the source; None: the whole image is resized to height × width."""
     stride: int | None = Field(default=None, gt=0)
     fit: Literal["stretch", "letterbox"] = "stretch"
-    """Whole images: resized to height × width whatever their shape, or in proportion, and mirrored at their edges to
-    fill what is left."""
+    """Whole images: resized to height × width whatever their shape, or in proportion, with grey in the rest."""
     enlarge: float = Field(default=1.0, ge=1)
     """Most that a whole image grows along a side; a bundle that does not state it enlarges nothing. Tiles are never cut
     from an enlarged image."""

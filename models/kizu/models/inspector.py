@@ -5,8 +5,8 @@ Notable here:
 - Number, height, width and channels (1 or 3) of the images stay free, so one graph inspects every camera's format.
 - Tiles overlap; the last one of a row or column is flush with the edge. An image is as bad as its worst tile,
   and tiles' heatmaps are blended with weights that fall towards the tile's rim, so that no seams show.
-- A letterboxed image keeps its proportions and is continued beyond its edges by its own mirror image: the network sees
-  nothing that the image does not show, and the heatmap is of the image alone.
+- A letterboxed image keeps its proportions; grey that is the same for every image fills the rest, and the heatmap is of
+  the image alone. A mirror image or repeated edges would be patterns that no part has: measured, they draw more heat.
 - Gathers and sums only: no scatter, no loop, no custom operator.
 """
 
@@ -22,18 +22,26 @@ from kizu.models.bundle import InputGeometry
 
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of R, G and B in grey."""
+GREY = 128.0
+"""Pixel value that fills what letterboxing leaves: a whole number, as synthetic images are stored in 8 bits."""
 LEAST_SHOWN = 2
 """Pixels across which the narrowest letterboxed image is shown."""
 
 
 class Geometry(nn.Module):
-    """uint8 [N, H, W, C] → [tiles, channels, height, width] in [−1, 1]; without tiling there is one tile an image."""
+    """uint8 [N, H, W, C] → [tiles, channels, height, width] in [−1, 1]; without tiling there is one tile an image.
+
+    Args:
+        geometry: what is done to an image.
+        rest: pixel value that fills what letterboxing leaves; 0 for masks.
+    """
 
     luma: Tensor
 
-    def __init__(self, geometry: InputGeometry):
+    def __init__(self, geometry: InputGeometry, rest: float = GREY):
         super().__init__()
         self.geometry = geometry
+        self.rest = rest
         self.register_buffer("luma", torch.tensor(LUMA), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -72,15 +80,12 @@ class Geometry(nn.Module):
         return x.reshape(n * rows * columns, self.geometry.channels, tile, tile)
 
     def _letterboxed(self, x: Tensor) -> Tensor:
-        """Resize in proportion until one side fits, and mirror the image beyond its edges along the other."""
-        part = self.shown(x.shape[2], x.shape[3])
-        x = F.interpolate(x, size=part, mode="bilinear", antialias=True, align_corners=False)
-        for dim, side, length in ((2, self.geometry.height, part[0]), (3, self.geometry.width, part[1])):
-            pixel = torch.arange(side, device=x.device) - (side - length) // 2
-            # Period 2 · length: 0 1 … length−1 length−1 … 1 0. A tensor, since ONNX takes no free size in its place.
-            pixel = pixel % torch.full_like(pixel, 2 * length)
-            x = x.index_select(dim, torch.minimum(pixel, 2 * length - 1 - pixel))
-        return x
+        """Resize in proportion until one side fits, and fill what the other leaves on either side."""
+        height, width = self.shown(x.shape[2], x.shape[3])
+        x = F.interpolate(x, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+        down, across = self.geometry.height - height, self.geometry.width - width
+        sides = across // 2, across - across // 2, down // 2, down - down // 2
+        return F.pad(x, sides, value=self.rest)
 
     def shown(self, height: int, width: int) -> tuple[int, int]:
         """Height and width, in the detector's pixels, at which an image of this size is shown; centred, if smaller."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from torch import nn
 
-from kizu.errors import UserError
+from kizu.errors import Faults, UserError
 from kizu.models.bundle import Bundle, DatasetReference, Session, new_manifest, write_bundle
 from kizu.models.calibration import CalibrationScore, CalibrationScores
 from kizu.models.ensemble import Ensemble, RankScale
@@ -41,6 +41,7 @@ from kizu.training.evaluation.scoring import Scored, score_rows, write_scores
 from kizu.training.evaluation.summary import summary_table
 from kizu.training.execution import Execution
 from kizu.training.export import ParityCheck, export_onnx, torch_scorer
+from kizu.training.generators import check_options
 from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
 from kizu.training.pretrained import Backbones
@@ -101,20 +102,7 @@ class _Training:
     def bundle(self) -> Bundle | None:
         """Train everything and export it; None on other processes than the main one."""
         recipe = self.run.recipe
-        if len(recipe.detector) > 1 and not self.run.ranking:
-            raise UserError(
-                f"{self.run.manifest.root} leaves a single OK image to train on, and the scores of several detectors "
-                "are made comparable on OK images that none of them trains on.",
-                "Add OK images, or name one detector only.",
-            )
-        # Made first: a slip in [detector] must not show after hours of [generator].
-        members = [self._member(index) for index in range(len(recipe.detector))]
-        if recipe.augment is not None and all(method.augment is None for method in members):
-            raise UserError(
-                f"[augment]: '{recipe.detector[0].kind}' takes its images as they are.",
-                "Leave the section out, or choose a detector that alters them: supersimplenet, classifier, "
-                "semi-supervised or draem.",
-            )
+        members = self._members()
         notes = self._checked_data(members)
         if recipe.generator is not None:
             self._synthesise(members)
@@ -122,6 +110,46 @@ class _Training:
         if not self.execution.processes.is_main:
             return None
         return _finish(self.run, members, max(synthetic_ng), notes, self.execution.log)
+
+    def _members(self) -> list[DetectorMethod]:
+        """Make the detectors and check the recipe's sections, each by itself and then against the others.
+
+        A slip in one option may be why two sections do not go together, so slips are told first, all of them.
+        """
+        recipe, slips, mismatches = self.run.recipe, Faults(), Faults()
+        geometry, members = recipe.image.geometry, []
+        if recipe.generator is not None:
+            with slips.noted():
+                check_options(recipe.generator, (geometry.height, geometry.width), geometry.channels)
+        for index in range(len(recipe.detector)):
+            with slips.noted():
+                members.append(self._member(index))
+        slips.tell()
+        for method in members:
+            with mismatches.noted():
+                method.check(recipe.generator)
+        with mismatches.noted():
+            self._check_sections(members)
+        if recipe.generator is not None and _users(members):
+            with mismatches.noted():
+                check_synthetic_geometry(self.run.manifest, self.run.training, recipe.generator, recipe.image)
+        mismatches.tell()
+        return members
+
+    def _check_sections(self, members: list[DetectorMethod]) -> None:
+        run, recipe = self.run, self.run.recipe
+        if len(recipe.detector) > 1 and not run.ranking:
+            raise UserError(
+                f"{run.manifest.root} leaves a single OK image to train on, and the scores of several detectors are "
+                "made comparable on OK images that none of them trains on.",
+                "Add OK images, or name one detector only.",
+            )
+        if recipe.augment is not None and all(method.augment is None for method in members):
+            raise UserError(
+                f"[augment]: '{recipe.detector[0].kind}' takes its images as they are.",
+                "Leave the section out, or choose a detector that alters them: supersimplenet, classifier, "
+                "semi-supervised or draem.",
+            )
 
     def _checked_data(self, members: list[DetectorMethod]) -> list[str]:
         """Refuse data that the recipe cannot use, before hours of anything; return notes for log and report."""
@@ -142,23 +170,17 @@ class _Training:
         torch.manual_seed(self._seed(index))
         section = _with_weights_found(recipe.detector[index], self.run.recipe_dir)
         defects = defect_classes(self.run.training)
-        method = create_detector(
+        return create_detector(
             recipe.image.geometry, section, recipe.augment, defects=defects, backbones=self.backbones
         )
-        method.check(recipe.generator)
-        return method
 
     def _synthesise(self, members: list[DetectorMethod]) -> None:
-        run, section, log = self.run, self.run.recipe.generator, self.execution.log
-        assert section is not None
-        users = [method for method in members if method.sampling is not None and method.sampling.synthetic_ratio]
-        if users:
-            check_synthetic_geometry(run.manifest, run.training, section, run.recipe.image)
+        run, log = self.run, self.execution.log
         synthetic = run_generator(run, self.execution)
         if synthetic is None:
             return
         log.say(f"{len(synthetic)} synthetic NG: {synthetic.root}\nhow they look: {run.generator_folder / REPORT_FILE}")
-        if not users:
+        if not _users(members):
             kinds = " and ".join(detector.kind for detector in run.recipe.detector)
             log.say(f"{kinds} learns without NG: the synthetic NG do not change it")
 
@@ -208,6 +230,11 @@ class _Training:
             return ok_set(run, section, seed, self.execution, unlabelled=unlabelled)
         synthetic = Manifest.read(run.synthetic_folder) if run.recipe.generator is not None else None
         return labelled_set(run, section, method.sampling, synthetic, seed, self.execution, unlabelled=unlabelled)
+
+
+def _users(members: list[DetectorMethod]) -> list[DetectorMethod]:
+    """The detectors that synthetic NG train."""
+    return [method for method in members if method.sampling is not None and method.sampling.synthetic_ratio]
 
 
 def _with_weights_found(section: DetectorSection, recipe_dir: Path) -> DetectorSection:

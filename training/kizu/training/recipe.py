@@ -43,8 +43,8 @@ class ImageSection(_Section):
     stride: int | None = Field(default=None, ge=1)
     """Source pixels from tile to tile; left out: three quarters of `tile`."""
     fit: Literal["stretch", "letterbox"] = "stretch"
-    """Whole images of another shape than `size`: `stretch` them to it, or keep their proportions (`letterbox`) and
-    mirror them at their edges to fill the rest."""
+    """Whole images of another shape than `size`: `stretch` them to it, or keep their proportions and fill the rest with
+    grey (`letterbox`)."""
 
     @model_validator(mode="after")
     def _tiling_is_whole(self) -> ImageSection:

@@ -197,8 +197,7 @@ def check_synthetic_geometry(
         return
     located = [row for row in train if row.label == NG and not row.synthetic and (row.boxes or row.mask)]
     window = size[0] * crop / max(size), size[1] * crop / max(size)
-    for row, pixels in zip(located, in_order(manifest.image, located), strict=True):
-        height, width = pixels.shape[:2]
+    for row, (height, width) in zip(located, in_order(manifest.size, located), strict=True):
         if height > window[0] or width > window[1]:
             raise UserError(
                 f"The synthetic NG are crops of {window[1]:.0f}×{window[0]:.0f} source pixels around defects, but the "

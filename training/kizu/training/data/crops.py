@@ -167,7 +167,7 @@ class _Cutter:
         whole = {"height": size[0], "width": size[1], "tile": None, "stride": None}
         self.whole = geometry.model_copy(update=whole)
         self.prepare = Geometry(self.whole)
-        self.prepare_mask = Geometry(self.whole.model_copy(update={"channels": 1}))
+        self.prepare_mask = Geometry(self.whole.model_copy(update={"channels": 1}), rest=0)
 
     def cut(self, row: Row) -> list[Cut]:
         pixels = self.manifest.image(row)

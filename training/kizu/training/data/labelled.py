@@ -149,7 +149,7 @@ def defect_share(manifest: Manifest, row: Row, geometry: InputGeometry) -> Tenso
             f"{width}×{height}",
             "Save the mask in the size of its image, or clear the row's mask.",
         )
-    prepare = Geometry(geometry.model_copy(update={"channels": 1}))
+    prepare = Geometry(geometry.model_copy(update={"channels": 1}), rest=0)
     x = prepare(torch.from_numpy(mask.astype(np.uint8) * 255)[None, :, :, None])
     return to_pixels(x)
 

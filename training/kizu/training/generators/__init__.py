@@ -142,6 +142,24 @@ def check_keys(section: GeneratorSection) -> None:
         )
 
 
+def check_options(section: GeneratorSection, size: tuple[int, int], channels: int) -> None:
+    """Refuse a slip in the section, before anything is read or made.
+
+    Args:
+        size: (height, width) that the detector sees.
+
+    Raises:
+        UserError: as `check_keys`, `configure`, `placing_config` and `untrained_config`.
+    """
+    check_keys(section)
+    if section.kind != GAN:
+        untrained_config(section)
+        return
+    configure(section, section.sides or size, channels, classes=0)
+    if section.placed:
+        placing_config(section)
+
+
 def untrained_config(section: GeneratorSection) -> Any:
     """Return the configuration of a kind that does not train.
 

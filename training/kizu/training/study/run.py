@@ -28,7 +28,7 @@ from kizu.training.data.sizes import check_sizes
 from kizu.training.data.splits import Splits, assign_splits
 from kizu.training.detectors import create_detector
 from kizu.training.execution import Execution
-from kizu.training.generators import check_keys
+from kizu.training.generators import check_options
 from kizu.training.parallel import Processes
 from kizu.training.pipeline import train_run
 from kizu.training.progress import RunLog
@@ -237,12 +237,13 @@ def _arms_of(study: Study, splits: Splits) -> list[Arm]:
 
 def _check_recipe(arm: Arm, recipe: Recipe, seen: Sequence[Row]) -> None:
     """Refuse sections and options that cannot train, and a detector that no NG would change."""
+    geometry = recipe.image.geometry
     if recipe.generator is not None:
-        check_keys(recipe.generator)
+        check_options(recipe.generator, (geometry.height, geometry.width), geometry.channels)
     for section in recipe.detector:
         options = {key: value for key, value in section.options.items() if key != "weights"}
         section = section.model_copy(update={"options": options})
-        method = create_detector(recipe.image.geometry, section, recipe.augment, defects=defect_classes(seen))
+        method = create_detector(geometry, section, recipe.augment, defects=defect_classes(seen))
         method.check(recipe.generator)
         if method.sampling is None and not arm.one_class:
             raise UserError(
