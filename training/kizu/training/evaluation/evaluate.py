@@ -127,7 +127,7 @@ def evaluate_rows(
     report = build_report(
         bundle.manifest, session.score, manifest, scored, metrics, evaluated=chosen.name, notes=chosen.notes
     )
-    notes = (*chosen.notes, *remarks(scored, metrics, point))
+    notes = (*chosen.notes, *remarks(metrics, point))
     return Evaluation(metrics, report, scored, chosen.name, notes, session.provider)
 
 
