@@ -20,7 +20,7 @@ from kizu.training.study.run import Study, StudySettings
 
 
 def ng(name, *defects):
-    return Row(path=name, label=NG, defect=";".join(defects))
+    return Row(path=name, label=NG, defect="+".join(defects))
 
 
 def test_a_class_goes_with_every_ng_that_shows_it():
@@ -79,7 +79,7 @@ def test_the_verdict_counts_what_is_significant():
 
 
 def test_neither_training_nor_calibration_sees_the_class_and_what_is_done_stays(tmp_path, monkeypatch):
-    render_boards(tmp_path / "boards", boards=12, count_ok=60, count_ng=60, size=32, channels=1)
+    render_boards(tmp_path / "boards", boards=12, count_ok=60, count_ng=180, size=32, channels=1)
     recipe = parse_recipe(
         {
             "name": "boards",
