@@ -40,12 +40,8 @@ placed = true
 
 [generator.options]
 ada_kimg = 100
-
-[detector]
-kind = "classifier"
-epochs = {epochs}
 """
-KIMG, EPOCHS = 8, 20
+KIMG = 8
 BOARDS = {"count-ok": 900, "count-ng": 240, "boards": 60, "seed": 7}
 SHOWN_OK, SHOWN_NG = 40, 20
 MARKER = ".kizu-demo"
@@ -71,10 +67,10 @@ def demo(
     dataset, run = folder / "boards", folder / "run"
     _step("Rendering boards")
     _kizu("data", "render", str(dataset), *(part for k, v in BOARDS.items() for part in (f"--{k}", str(v))))
-    (folder / "recipe.toml").write_text(RECIPE.format(kimg=KIMG, epochs=EPOCHS), encoding="utf-8")
+    (folder / "recipe.toml").write_text(RECIPE.format(kimg=KIMG), encoding="utf-8")
     _step(
-        "Training a StyleGAN2-ADA on the few NG and placing what it draws in OK boards; then a classifier on OK, NG "
-        "and these synthetic NG, exporting it, choosing its threshold on real NG it has not seen"
+        "Training a StyleGAN2-ADA on the few NG and placing what it draws in OK boards; then the detectors that suit "
+        "the data, exporting them as one graph, choosing its threshold on real NG that none has seen"
     )
     _kizu("train", str(folder / "recipe.toml"), "--out", str(run))
     environment = os.environ | {"KIZU_DATA_DIR": str(folder / "service"), "KIZU_AUDIT_RATE": "0.1"}
