@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import math
 import re
+from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from kizu.models.rates import Rate, clopper_pearson_lower, clopper_pearson_upper
+from kizu.models.rates import (
+    GroupedRate,
+    Rate,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    mean_lower,
+    mean_upper,
+)
 
 counts = st.integers(1, 400).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
 confidences = st.sampled_from([0.5, 0.9, 0.95, 0.99, 0.999])
@@ -94,3 +104,81 @@ def test_a_printed_interval_never_promises_more_than_the_exact_one(drawn: tuple[
     # Two decimals would print the upper bound of 0 in a million as 0.00 %.
     assert high > 0
     assert low < 100
+
+
+shares = st.lists(st.integers(0, 20).map(lambda count: count / 20), min_size=1, max_size=40)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+@pytest.mark.parametrize("weights", [(0.6, 0.3, 0.1), (0.05, 0.05, 0.9), (0.5, 0.0, 0.5), (0.02, 0.98, 0.0)], ids=str)
+def test_the_bound_of_a_mean_fails_as_rarely_as_it_says_over_all_outcomes(
+    weights: tuple[float, ...], confidence: float
+) -> None:
+    support = (0.0, 0.25, 1.0)
+    true = sum(weight * value for weight, value in zip(weights, support, strict=True))
+    too_high = too_low = 0.0
+    for outcome in product(range(3), repeat=5):
+        probability = math.prod(weights[index] for index in outcome)
+        values = [support[index] for index in outcome]
+        too_high += probability * (mean_lower(values, confidence) > true)
+        too_low += probability * (mean_upper(values, confidence) < true)
+    assert too_high <= 1 - confidence
+    assert too_low <= 1 - confidence
+
+
+def test_the_bound_of_a_mean_is_where_the_bets_have_won_enough() -> None:
+    values = [1.0, 0.9, 1.0, 0.85, 0.95, 1.0]
+    bound = mean_lower(values, 0.975)
+    bets = [1 / (1 + math.exp(-logit)) for logit in range(-5, 4)]
+    wealth = 0.5 * math.prod(x / bound for x in values)
+    wealth += sum(0.5 / 9 * math.prod(1 + bet * (x / bound - 1) for x in values) for bet in bets)
+    assert wealth == pytest.approx(40)
+
+
+@pytest.mark.parametrize("groups", [1, 5, 30, 300])
+def test_groups_without_a_miss_bound_the_mean_nearly_as_single_parts_do(groups: int) -> None:
+    bound = mean_lower([1.0] * groups, 0.975)
+    assert (0.025 / 2) ** (1 / groups) <= bound <= 0.025 ** (1 / groups) == pytest.approx(Rate(groups, groups).lower)
+
+
+@given(shares, confidences)
+def test_the_bounds_of_a_mean_hold_it_mirror_and_ignore_the_order(values: list[float], confidence: float) -> None:
+    low, high = mean_lower(values, confidence), mean_upper(values, confidence)
+    assert 0 <= low <= math.fsum(values) / len(values) + 1e-9
+    assert math.fsum(values) / len(values) - 1e-9 <= high <= 1
+    assert mean_lower([1 - value for value in values], confidence) == pytest.approx(1 - high, abs=1e-9)
+    assert mean_lower(values[::-1], confidence) == pytest.approx(low, abs=1e-9)
+
+
+def test_the_mean_of_nothing_is_unknown_and_of_anything_else_refused() -> None:
+    assert (mean_lower([]), mean_upper([])) == (0.0, 1.0)
+    for values in ([0.5, 1.1], [-0.1], [math.nan]):
+        with pytest.raises(ValueError, match=r"\[0, 1\]"):
+            mean_lower(values)
+    with pytest.raises(ValueError, match="confidence"):
+        mean_lower([0.5], 1.0)
+
+
+def test_groups_have_equal_weight_and_a_part_without_a_group_is_its_own() -> None:
+    counted = [True, True, False, True, True, False]
+    rate = GroupedRate.of(counted, ["a", "a", "a", "b", "", ""], 0.9)
+    assert sorted(rate.rates) == pytest.approx([0, 2 / 3, 1, 1])
+    assert rate.value == pytest.approx(2 / 3)
+    assert rate.as_dict() == {
+        "rate": rate.value,
+        "lower": mean_lower(rate.rates, 0.95),
+        "upper": mean_upper(rate.rates, 0.95),
+        "groups": 4,
+        "confidence": 0.9,
+    }
+    with pytest.raises(ValueError, match="zip"):
+        GroupedRate.of(np.array([True]), ["a", "b"], 0.9)
+
+
+def test_a_grouped_rate_is_written_with_its_interval_and_groups() -> None:
+    rate = GroupedRate((1.0,) * 29 + (0.13,))
+    assert (
+        str(rate)
+        == f"97.1 % [{math.floor(1000 * rate.lower) / 10}, {math.ceil(1000 * rate.upper) / 10}] (mean of 30 groups)"
+    )
+    assert str(GroupedRate((0.5,))).endswith("(mean of 1 group)")

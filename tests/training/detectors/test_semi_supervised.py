@@ -203,6 +203,41 @@ def test_an_unlabelled_image_teaches_that_it_is_real_and_nothing_else():
     assert (after["real"] - before["real"]).abs() > 1e-6
 
 
+def turn_of(method, images, fakes):
+    """The discriminator's losses of these images and fakes, and its running statistics afterwards."""
+    method._generate = lambda count, _device: fakes[:count]
+    batch = batch_of([0, 1, 1, UNKNOWN], [0, 1, 2, UNSPECIFIED])
+    batch.images.copy_(images)
+    method.discriminator.train()
+    losses = method._d_losses(batch)
+    kinds = ("running_mean", "running_var", "num_batches_tracked")
+    return losses, {name: b.clone() for name, b in method.discriminator.named_buffers() if name.endswith(kinds)}
+
+
+@pytest.mark.parametrize("options", [{}, {"backbone": "resnet18"}], ids=["plain", "resnet18"])
+def test_apart_generated_images_change_no_real_images_logits_and_no_running_statistics(options):
+    images, fakes = torch.rand(2, 4, 1, 32, 32, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    found = [turn_of(method_of(batch_norm="apart", **options), images, f) for f in (fakes, fakes * 0.1 - 0.8)]
+    (losses, statistics), (others, other_statistics) = found
+    for term in ("classes", "real", "dense"):
+        assert torch.equal(losses[term], others[term])
+    assert statistics
+    assert all(torch.equal(value, other_statistics[name]) for name, value in statistics.items())
+    assert all(value == 1 for name, value in statistics.items() if name.endswith("num_batches_tracked"))
+    assert (losses["generated"] - others["generated"]).abs() > 1e-6
+    other_images = turn_of(method_of(batch_norm="apart", **options), images * 0.5, fakes)[0]
+    torch.testing.assert_close(other_images["generated"], losses["generated"])
+
+
+def test_together_generated_images_change_both():
+    images, fakes = torch.rand(2, 4, 1, 32, 32, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    (losses, statistics), (others, other_statistics) = [
+        turn_of(method_of(), images, f) for f in (fakes, fakes * 0.1 - 0.8)
+    ]
+    assert not torch.equal(losses["classes"], others["classes"])
+    assert not all(torch.equal(value, other_statistics[name]) for name, value in statistics.items())
+
+
 @pytest.mark.parametrize("matching", ["l1", "l2"])
 def test_the_generators_turn_moves_the_generator_alone(matching):
     method = method_of(matching=matching)
@@ -389,6 +424,7 @@ def test_it_learns_from_few_labels_among_many_images(tmp_path):
     [
         {"synthetic": "both"},
         {"matching": "l3"},
+        {"batch_norm": "alone"},
         {"classes": "all"},
         {"ng_share": 1.0},
         {"unlabelled_share": 1.5},

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from kizu.models.operating_point import OperatingPoint
+from kizu.models.rates import GroupedRate
 from kizu.training.data.manifest import Row
 from kizu.training.evaluation.detection import (
     TARGET_FNRS,
@@ -132,6 +133,42 @@ def test_the_confidence_is_the_operating_points_unless_given() -> None:
     data = scored([0.9, 0.2], [0.1, 0.3])
     assert compute_metrics(data, operating_point()).operating_point.fnr.confidence == 0.95
     assert compute_metrics(data, operating_point(), 0.8).operating_point.fnr.confidence == 0.8
+
+
+def in_groups(ng: list[str], ok: list[str], passed: int) -> Scored:
+    """Images of the groups that are named; the first `passed` NG score below 0.5, and no OK above it."""
+    rows = [Row(f"ng/{i}.png", "NG", group=group) for i, group in enumerate(ng)]
+    rows += [Row(f"ok/{i}.png", "OK", group=group) for i, group in enumerate(ok)]
+    scores = [0.1] * passed + [0.9] * (len(ng) - passed) + [0.2] * len(ok)
+    labels = np.array([1] * len(ng) + [0] * len(ok), dtype=np.int64)
+    return Scored(tuple(rows), np.array(scores, dtype=np.float32), labels)
+
+
+def test_parts_of_groups_have_the_rates_of_new_groups_beside_theirs() -> None:
+    data = in_groups(["a"] * 30 + ["b"] * 10 + ["c"] * 20, ["a"] * 3 + ["d"] * 5 + [""] * 2, passed=30)
+    metrics = compute_metrics(data, operating_point(0.5, 0.05))
+    at, new = metrics.operating_point, metrics.new_groups
+    assert (at.fnr.count, at.fnr_at_threshold.count) == (0, 30)
+    assert new.fnr == GroupedRate((0.0, 0.0, 0.0))
+    assert new.fnr_at_threshold == GroupedRate((1.0, 0.0, 0.0))
+    assert new.specificity == GroupedRate((1.0,) * 4)
+    assert new.fnr_at_threshold.upper - new.fnr_at_threshold.lower > 0.7
+    assert compute_metrics(data, operating_point(), 0.8).new_groups.specificity == GroupedRate((1.0,) * 4, 0.8)
+    found = metrics.as_dict()["new_groups"]
+    assert found["fnr_at_threshold"]["groups"] == 3
+    table = Console(width=200, file=io.StringIO(), record=True)
+    table.print(summary_table(metrics))
+    text = table.export_text()
+    assert str(new.fnr) in text
+    assert str(new.specificity) in text
+
+
+def test_where_each_part_is_a_group_parts_are_what_counts() -> None:
+    new = compute_metrics(in_groups(["a", "b", "", ""], ["a", "b", "b"], passed=1), operating_point()).new_groups
+    assert new.fnr is None
+    assert new.fnr_at_threshold is None
+    assert new.specificity == GroupedRate((1.0, 1.0))
+    assert compute_metrics(scored([0.9], [0.1]), operating_point()).new_groups.specificity is None
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:

@@ -167,11 +167,30 @@ def test_a_test_set_that_contradicts_the_certificate_is_called_out() -> None:
     assert "contradict" not in page(synthetic([0.1] + [0.9] * 59, [0.2] * 40), point(0.5)).words
 
 
-def test_bounds_on_images_of_few_groups_are_called_too_narrow() -> None:
-    rows = tuple(Row(f"{i}", "NG" if i < 40 else "OK", group=f"lot-{i % 2}") for i in range(80))
-    scored = Scored(rows, np.linspace(1, 0, 80, dtype=np.float32), np.array([1] * 40 + [0] * 40, dtype=np.int64))
-    assert "The 40 NG images come from 2 groups." in page(scored, point()).words
-    assert "come from" not in page(synthetic([0.9] * 40, [0.1] * 40), point()).words
+def of_boards(boards: int, passed: int) -> Scored:
+    """20 NG and 20 OK of each board; all NG of the first `passed` boards score below 0.5."""
+    names = [f"board-{number // 20}" for number in range(20 * boards)]
+    rows = [Row(f"{label}{i}", label, group=name) for label in ("NG", "OK") for i, name in enumerate(names)]
+    ng = [0.1] * 20 * passed + [0.9] * 20 * (boards - passed)
+    labels = np.array([1] * len(names) + [0] * len(names), dtype=np.int64)
+    return Scored(tuple(rows), np.array([*ng, *[0.2] * len(names)], dtype=np.float32), labels)
+
+
+def test_a_few_boards_do_not_contradict_a_certificate_for_new_ones() -> None:
+    few = page(of_boards(10, passed=2), point(0.5))
+    assert "contradict the certificate" not in few.words
+    assert "So few groups do not contradict it" in few.words
+    many = page(of_boards(40, passed=20), point(0.5))
+    assert "These images contradict the certificate" in many.words
+    assert "(mean of 40 groups)" in many.words
+
+
+def test_images_of_groups_have_intervals_for_new_groups_and_others_have_not() -> None:
+    data = of_boards(10, passed=1)
+    found, new = page(data, point(0.5)).words, compute_metrics(data, point(0.5)).new_groups
+    assert f"For parts of new groups: FNR {new.fnr}, specificity {new.specificity}." in found
+    assert found.count("parts of new groups:") == 3  # the remark, and a line under each of the two figures
+    assert "new groups" not in page(synthetic([0.9] * 40, [0.1] * 40), point()).words
 
 
 def test_names_from_outside_are_escaped(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ Notable here:
   real; its generator's images, and by choice synthetic NG, are the class "generated".
 - The generator matches the mean of the discriminator's features, and does not try to deceive it: that is what serves
   classification (Salimans et al. 2016, section 3.1). No minibatch discrimination, which does not.
-- Real and generated images pass the discriminator in one batch: batch norm sees one distribution, the one whose running
-  statistics are in use when it scores. During the generator's turn those are in use as well, and nothing moves them.
+- By default real and generated images pass the discriminator's batch norm in one batch, so generated ones move the
+  logits of real ones in training, and the running statistics. Of what was tried, this learned best from few labels.
+  `batch_norm = "apart"` keeps them apart. During the generator's turn the running statistics are in use, and nothing
+  moves them.
 - An NG image without a defect class may be of any: its loss is that of NG as a whole.
 - D: AdamW, warm-up, cosine; its average scores. G: the same with the paper's β₁ = 0.5 and rate 3·10⁻⁴, no decay.
 """
@@ -24,6 +26,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kizu.models.config import STRICT
 from kizu.models.semi_supervised import (
@@ -68,6 +71,9 @@ class SemiSupervisedTraining:
     """At most this many synthetic NG per real one in a batch; 0: none."""
     synthetic_weight: float = Field(default=1.0, ge=0)
     """`ng`: weight of a synthetic image in the loss."""
+    batch_norm: Literal["together", "apart"] = "together"
+    """Real and generated images pass the discriminator's batch norm in one batch (`together`), or each kind in its own,
+    of which only the real ones' moves the running statistics (`apart`)."""
     matching: Literal["l1", "l2"] = "l1"
     """Distance of mean features: `l1` (the authors' code) or `l2`, squared (their paper)."""
     dense_weight: float = Field(default=1.0, ge=0)
@@ -212,18 +218,27 @@ class SemiSupervisedMethod(UnpreparedMethod):
         masks = F.pad(truth.masks.float() / 255, (0, 0, 0, 0, 0, 0, 0, len(fakes)))
         images, moved = augmented(torch.cat([batch.images, fakes.float()]), masks, self.augment or AugmentSection())
         assert moved is not None
-        logit_map = self.discriminator.logits(images).float()
-        logits = self.discriminator.pooled(logit_map)
-        self._last_scores = ng_log_odds(logits.detach())
-        supervised, real, generated = self._terms(logits[:count], logits[count:], batch.labels, truth)
+        logit_map, fake_map = self._logit_maps(images[:count], images[count:])
+        logits, fake_logits = self.discriminator.pooled(logit_map), self.discriminator.pooled(fake_map)
+        self._last_scores = ng_log_odds(torch.cat([logits, fake_logits]).detach())
+        supervised, real, generated = self._terms(logits, fake_logits, batch.labels, truth)
         ramp = self._ramp()
         losses = {"classes": supervised, "real": real, "generated": generated}
         total = supervised + ramp * 0.5 * (real + generated)
         if self.training.dense_weight:
             weights = truth.weights * self._labelled(batch.labels, truth)
-            losses["dense"] = dense_bce(ng_log_odds(logit_map[:count])[:, None], moved[:count], truth.located, weights)
+            losses["dense"] = dense_bce(ng_log_odds(logit_map)[:, None], moved[:count], truth.located, weights)
             total = total + self.training.dense_weight * losses["dense"]
         return {"total": total, **losses}
+
+    def _logit_maps(self, real: Tensor, fakes: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps of the real classes' logits of both kinds of images, float32."""
+        if self.training.batch_norm == "together":
+            logits = self.discriminator.logits(torch.cat([real, fakes])).float()
+            return logits[: len(real)], logits[len(real) :]
+        of_real = self.discriminator.logits(real).float()
+        with _untraced(self.discriminator):
+            return of_real, self.discriminator.logits(fakes).float()
 
     def _terms(self, logits: Tensor, fakes: Tensor, labels: Tensor, truth: Truth) -> tuple[Tensor, Tensor, Tensor]:
         """(classes of the labelled, "real" of the camera's, "generated" of fakes and of synthetic NG)."""
@@ -289,3 +304,16 @@ def _scoring(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def _untraced(network: nn.Module) -> Iterator[None]:
+    """Batch norm of the network as it is, but that no running statistic follows."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

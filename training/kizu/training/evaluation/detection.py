@@ -4,12 +4,15 @@ Notable here:
 - Every rate is a `Rate`: counts and Clopper–Pearson bounds come with it.
 - A verdict REVIEW is neither a miss nor a false call, for people look at the part; the share of parts that they have
   to look at stands beside it, and so does the FNR at the threshold, of which the certificate speaks.
+- A `Rate` counts parts. Where they come in groups it speaks for parts of these groups only, and so do the intervals of
+  the rankings; what holds for new groups stands beside it (`NewGroups`).
 - What a sample is too small to resolve is marked, not interpolated.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kizu.models.operating_point import OperatingPoint
-from kizu.models.rates import Rate
+from kizu.models.rates import GroupedRate, Rate
 from kizu.training.evaluation.pixels import PixelMetrics
 from kizu.training.evaluation.ranking import Estimate, auroc, average_precision
 from kizu.training.evaluation.scoring import Scored
@@ -79,6 +82,24 @@ class AtOperatingPoint:
 
 
 @dataclass(frozen=True)
+class NewGroups:
+    """Rates of parts of new groups (boards, lots), groups of equal weight.
+
+    None where no group has several images of that label: then each is one of a new group, and the `Rate` says it.
+    """
+
+    specificity: GroupedRate | None
+    fnr: GroupedRate | None
+    fnr_at_threshold: GroupedRate | None
+    """Of which the certificate speaks."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        rates = {"specificity": self.specificity, "fnr": self.fnr, "fnr_at_threshold": self.fnr_at_threshold}
+        return {name: rate.as_dict() if rate else None for name, rate in rates.items()}
+
+
+@dataclass(frozen=True)
 class ClassDetection:
     """One defect class against all OK; an NG with several classes counts in each."""
 
@@ -106,6 +127,7 @@ class DetectionMetrics:
     average_precision: Estimate | None
     specificity_at_fnr: tuple[SpecificityAtFnr, ...]
     operating_point: AtOperatingPoint
+    new_groups: NewGroups
     classes: tuple[ClassDetection, ...]
     """Most missed first."""
     pixels: PixelMetrics | None
@@ -122,6 +144,7 @@ class DetectionMetrics:
             "average_precision": self.average_precision.as_dict() if self.average_precision else None,
             "specificity_at_fnr": [entry.as_dict() for entry in self.specificity_at_fnr],
             "operating_point": self.operating_point.as_dict(),
+            "new_groups": self.new_groups.as_dict(),
             "classes": [entry.as_dict() for entry in self.classes],
             "pixels": self.pixels.as_dict() if self.pixels else None,
             "images_per_second": self.images_per_second,
@@ -152,6 +175,7 @@ def compute_metrics(
         average_precision=average_precision(ng, ok, level),
         specificity_at_fnr=tuple(entry for entry in targets if entry is not None),
         operating_point=at_operating_point(ng, ok, operating_point, level),
+        new_groups=_new_groups(scored, operating_point, level),
         classes=_classes(scored, operating_point, level),
         pixels=pixels,
         images_per_second=scored.images_per_second,
@@ -189,6 +213,28 @@ def at_operating_point(
         review_ok=_share(~called_ok & ~passed_ok, confidence),
         review_ng=_share(~called_ng & ~passed_ng, confidence),
     )
+
+
+def _new_groups(scored: Scored, operating_point: OperatingPoint, confidence: float) -> NewGroups:
+    called, passed = _verdicts(scored.scores, operating_point)
+    ng, ok = scored.labels == 1, scored.labels == 0
+    groups = [row.group for row in scored.rows]
+    return NewGroups(
+        specificity=_by_groups(~called, ok, groups, confidence),
+        fnr=_by_groups(passed, ng, groups, confidence),
+        fnr_at_threshold=_by_groups(~called, ng, groups, confidence),
+    )
+
+
+def _by_groups(
+    counted: NDArray[np.bool_], among: NDArray[np.bool_], groups: Sequence[str], confidence: float
+) -> GroupedRate | None:
+    """Return the rate for new groups; None where no group has several parts."""
+    of_each = [group for group, one in zip(groups, among, strict=True) if one]
+    known = [group for group in of_each if group]
+    if len(set(known)) == len(known):
+        return None
+    return GroupedRate.of(counted[among], of_each, confidence)
 
 
 def _verdicts(

@@ -130,7 +130,7 @@ def evaluate_rows(
     report = build_report(
         bundle.manifest, session.score, manifest, scored, metrics, evaluated=chosen.name, notes=of_data
     )
-    notes = (*of_data, *remarks(scored, metrics, point))
+    notes = (*of_data, *remarks(metrics, point))
     return Evaluation(metrics, report, scored, chosen.name, notes, session.provider)
 
 

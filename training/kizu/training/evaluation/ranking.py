@@ -76,19 +76,63 @@ def auroc(ng: ArrayLike, ok: ArrayLike, confidence: float = 0.95) -> Estimate | 
 
 
 def delong(ng: NDArray[np.float64], ok: NDArray[np.float64]) -> tuple[float, float | None]:
-    """AUROC and DeLong's estimate of its variance; None for the variance of fewer than two NG or two OK.
-
-    Sun & Xu 2014: with T the midranks in the pooled sample and T' those within a class, the structural components are
-    V10 = (T − T')/n for NG and V01 = 1 − (T − T')/m for OK.
-    """
+    """AUROC and DeLong's estimate of its variance; None for the variance of fewer than two NG or two OK."""
     m, n = ng.size, ok.size
-    pooled = rankdata(np.concatenate([ng, ok]))
-    v10 = (pooled[:m] - rankdata(ng)) / n
-    v01 = 1 - (pooled[m:] - rankdata(ok)) / m
+    v10, v01 = _components(ng, ok)
     value = float(v10.mean())
     if m < 2 or n < 2 or not 0 < value < 1:
         return min(max(value, 0.0), 1.0), None
     return value, float(v10.var(ddof=1) / m + v01.var(ddof=1) / n)
+
+
+def _components(ng: NDArray[np.float64], ok: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Structural components V10 of the NG and V01 of the OK; the mean of either is the AUROC.
+
+    Sun & Xu 2014: with T the midranks in the pooled sample and T' those within a class, V10 = (T − T')/n for NG and
+    V01 = 1 − (T − T')/m for OK.
+    """
+    pooled = rankdata(np.concatenate([ng, ok]))
+    v10 = (pooled[: ng.size] - rankdata(ng)) / ok.size
+    return v10, 1 - (pooled[ng.size :] - rankdata(ok)) / ng.size
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of two detectors' AUROC on the same parts, with its interval."""
+
+    first: float
+    second: float
+    value: float
+    lower: float
+    upper: float
+
+    def __str__(self) -> str:
+        interval = f"{self.value:+.3f} [{self.lower:+.3f}, {self.upper:+.3f}]"
+        return f"AUROC {self.first:.3f} against {self.second:.3f}, {interval}"
+
+
+def auroc_difference(
+    first_ng: ArrayLike, first_ok: ArrayLike, second_ng: ArrayLike, second_ok: ArrayLike, confidence: float = 0.95
+) -> Difference:
+    """AUROC of a first detector less that of a second, on the same parts in the same order.
+
+    DeLong, DeLong & Clarke-Pearson, "Comparing the areas under two or more correlated receiver operating characteristic
+    curves", Biometrics 1988: parts that one ranks high are mostly those that the other does, so the interval of the
+    difference is much narrower than those of the areas.
+
+    Raises:
+        ValueError: scores that are not finite, of different numbers of parts, or fewer than two of a label.
+    """
+    ng, ok = ([_finite(scores) for scores in pair] for pair in ((first_ng, second_ng), (first_ok, second_ok)))
+    m, n = ng[0].size, ok[0].size
+    if ng[1].size != m or ok[1].size != n or min(m, n) < 2:
+        raise ValueError(f"{m} and {ng[1].size} NG, {n} and {ok[1].size} OK: the same parts are compared, two at least")
+    (ng_a, ok_a), (ng_b, ok_b) = (_components(*pair) for pair in zip(ng, ok, strict=True))
+    first, second = float(ng_a.mean()), float(ng_b.mean())
+    variance = (ng_a - ng_b).var(ddof=1) / m + (ok_a - ok_b).var(ddof=1) / n
+    reach = float(norm.ppf((1 + confidence) / 2) * math.sqrt(variance))
+    value = first - second
+    return Difference(first, second, value, value - reach, value + reach)
 
 
 def average_precision(ng: ArrayLike, ok: ArrayLike, confidence: float = 0.95, seed: int = 0) -> Estimate | None:

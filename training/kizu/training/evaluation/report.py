@@ -14,7 +14,7 @@ import jinja2
 
 from kizu.models.bundle import BundleManifest
 from kizu.models.operating_point import OperatingPoint
-from kizu.models.rates import Rate
+from kizu.models.rates import GroupedRate, Rate
 from kizu.training.evaluation import charts
 from kizu.training.evaluation.detection import DetectionMetrics
 from kizu.training.evaluation.gallery import EMPTY_GALLERY, Gallery
@@ -55,7 +55,7 @@ def render_report(
             notes=[note for note in notes if not note.startswith(OPTIMISTIC)],
             warnings=[
                 *(note for note in notes if note.startswith(OPTIMISTIC)),
-                *remarks(scored, metrics, manifest.operating_point),
+                *remarks(metrics, manifest.operating_point),
             ],
             missing=missing(metrics),
             roc=charts.roc_chart(scored, metrics.operating_point),
@@ -88,30 +88,48 @@ def missing(metrics: DetectionMetrics) -> str | None:
     return None
 
 
-def remarks(scored: Scored, metrics: DetectionMetrics, operating_point: OperatingPoint) -> list[str]:
+def remarks(metrics: DetectionMetrics, operating_point: OperatingPoint) -> list[str]:
     """Return warnings that these figures call for."""
-    found = []
-    fnr = metrics.operating_point.fnr_at_threshold
-    certified = operating_point.certified_fnr
-    if certified is not None and fnr.total and fnr.lower > certified:
-        found.append(
-            f"These images contradict the certificate: it allows an FNR of {100 * certified:.3g} %, and here it is "
-            f"{fnr}. The NG here are not like the NG of calibration: look at their classes before relying on it."
-        )
+    found = _contradiction(metrics, operating_point.certified_fnr)
     if 0 < metrics.n_ng < 30:
         images = "NG image was" if metrics.n_ng == 1 else "NG images were"
         found.append(f"Only {metrics.n_ng} {images} scored: read the bounds, not the figures between them.")
-    groups = {row.group for row in scored.rows if row.label == "NG" and row.group}
-    if groups and len(groups) < metrics.n_ng:
-        found.append(
-            f"The {metrics.n_ng} NG images come from {len(groups)} group{'s' * (len(groups) != 1)}. The bounds count "
-            "every image as independent; as parts of one group resemble each other, the true uncertainty is larger."
-        )
+    found += _for_new_groups(metrics)
     if metrics.auroc is not None and metrics.auroc.upper < 0.5:
         found.append(
             "OK parts score higher than NG parts: the detector ranks the wrong way round. Check the labels first."
         )
     return found
+
+
+def _contradiction(metrics: DetectionMetrics, certified: float | None) -> list[str]:
+    """Return that the NG miss the certificate, where they do; parts of few groups do not speak for new ones."""
+    fnr, by_groups = metrics.operating_point.fnr_at_threshold, metrics.new_groups.fnr_at_threshold
+    if certified is None or not fnr.total or fnr.lower <= certified:
+        return []
+    allowed = f"{100 * certified:.3g} %"
+    if by_groups is not None and by_groups.lower <= certified:
+        return [
+            f"NG of these groups pass more often than the {allowed} that the certificate allows for new parts: {fnr}. "
+            f"So few groups do not contradict it; for new groups they say {by_groups}."
+        ]
+    return [
+        f"These images contradict the certificate: it allows an FNR of {allowed}, and here it is {by_groups or fnr}. "
+        "The NG here are not like the NG of calibration: look at their classes before relying on it."
+    ]
+
+
+def _for_new_groups(metrics: DetectionMetrics) -> list[str]:
+    """Return what the rates are for parts of new groups, where parts came in groups."""
+    new = metrics.new_groups
+    rates = (("FNR", new.fnr), ("specificity", new.specificity))
+    said = [f"{name} {rate}" for name, rate in rates if rate is not None]
+    if not said:
+        return []
+    return [
+        f"For parts of new groups: {', '.join(said)}. All other intervals here count every image as independent: they "
+        "speak for parts of these groups only."
+    ]
 
 
 def _environment() -> jinja2.Environment:
@@ -132,6 +150,6 @@ def _percent(rate: Rate) -> str:
     return "–" if rate.value is None else str(rate).split(" [")[0]
 
 
-def _bounds(rate: Rate) -> str:
+def _bounds(rate: Rate | GroupedRate) -> str:
     """The interval alone, as `str(rate)` writes it."""
     return "" if rate.value is None else str(rate).split("[")[1].split("]")[0].replace(", ", " – ") + " %"

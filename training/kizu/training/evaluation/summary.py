@@ -14,9 +14,13 @@ def summary_table(metrics: DetectionMetrics) -> Table:
     table.add_column("figure", style="bold")
     table.add_column("value")
     table.add_column("note", style="dim")
-    at = metrics.operating_point
+    at, new = metrics.operating_point, metrics.new_groups
     table.add_row("FNR at the operating point", str(at.fnr), "NG that passed")
+    if new.fnr is not None:
+        table.add_row("    for parts of new groups", str(new.fnr), "the row above: for parts of these groups")
     table.add_row("Specificity at the operating point", str(at.specificity), "OK not called NG")
+    if new.specificity is not None:
+        table.add_row("    for parts of new groups", str(new.specificity), "the row above: for parts of these groups")
     if at.review_ok.count or at.review_ng.count:
         table.add_row("OK sent to review", str(at.review_ok), "")
         table.add_row("NG sent to review", str(at.review_ng), f"below the threshold: {at.fnr_at_threshold}")

@@ -72,6 +72,13 @@ def _scarce(
         typer.Option(metavar="FILE.md", help="Write a Markdown page here, its plot in a folder of its name."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout, nothing else.")] = False,
+    leave_out: Annotated[
+        bool,
+        typer.Option(
+            "--leave-out",
+            help="Instead: leave each class of defect out of training, and look for it; beside the memory.",
+        ),
+    ] = False,
     names: Annotated[bool, typer.Option("--list", help="Print the arms' names, and do nothing else.")] = False,
 ) -> None:
     """What synthetic NG are worth where real ones are scarce: all data, half, half with synthetic NG, and a curve.
@@ -94,9 +101,12 @@ def _scarce(
         return
     if recipe is None:
         raise UserError("Which recipe?", "kizu bench scarce RECIPE; or --list for the arms' names.")
-    folder = out or (FOLDER.with_name(f"{FOLDER.name}-quick") if quick else FOLDER)
+    folder = out or (_folder(quick, leave_out))
     study = _study(recipe, settings, folder, quick)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if leave_out:
+        _leave_out(study, recipe.name, report, as_json=as_json)
+        return
     facts = _what_runs(study, recipe.name, quick)
     results = run(study, lambda text: console.print(text, markup=False))
     arms = summary(results)
@@ -108,6 +118,28 @@ def _scarce(
         typer.echo(json.dumps(result, allow_nan=False))
     else:
         _print_findings(arms)
+
+
+def _leave_out(study: Study, recipe_name: str, report: Path | None, *, as_json: bool) -> None:
+    """Run `--leave-out`."""
+    from kizu.training.study import leave_out
+    from kizu.training.study.environment import current_environment, environment_lines
+    from kizu.training.study.tables import rich_table
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    environment = current_environment().as_dict()
+    found = leave_out.run(study, lambda text: console.print(text, markup=False))
+    command = f"kizu bench scarce {shlex.quote(recipe_name)} --leave-out --seeds {len(study.settings.seeds)}"
+    if report is not None:
+        facts = [f"- `{command}`, {study.dataset.resolve().name}", *environment_lines(environment)]
+        leave_out.write_page(found, facts, report)
+    if as_json:
+        result = {"benchmark": "leave-out", "command": command, "environment": environment}
+        typer.echo(json.dumps({**result, "classes": leave_out.as_dicts(found)}, allow_nan=False))
+        return
+    shown = Console(highlight=False, soft_wrap=True)
+    shown.print(rich_table(leave_out.unseen_table(found)))
+    shown.print(leave_out.verdict(found), markup=False)
 
 
 def command_line(name: str, settings: StudySettings, quick: bool) -> str:
@@ -122,6 +154,11 @@ def command_line(name: str, settings: StudySettings, quick: bool) -> str:
         if (value := getattr(settings, key)) is not None:
             words.append(f"--{key.replace('_', '-')} {value}")
     return " ".join(words)
+
+
+def _folder(quick: bool, leave_out: bool) -> Path:
+    suffix = ("-leave-out" if leave_out else "") + ("-quick" if quick else "")
+    return FOLDER.with_name(f"{FOLDER.name}{suffix}")
 
 
 def _study(recipe: Path, settings: StudySettings, folder: Path, quick: bool) -> Study:
