@@ -80,6 +80,23 @@ class Rate:
         return max(1, 1 - math.floor(math.log10(reach)))
 
 
+@dataclass(frozen=True)
+class CurveRate(Rate):
+    """`Rate` whose bounds hold at every threshold of a curve at once; they come from `bands`."""
+
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def lower(self) -> float:
+        """Lower end of the interval."""
+        return self.bounds[0]
+
+    @property
+    def upper(self) -> float:
+        """Upper end of the interval."""
+        return self.bounds[1]
+
+
 def _check(count: int, total: int, confidence: float) -> None:
     if not 0 <= count <= total:
         raise ValueError(f"a rate needs 0 ≤ count ≤ total, not {count} of {total}")
