@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,15 @@ from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection
 from kizu.training.training_set import TrainingSet
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "ganomaly": {"features": 4, "latent": 8},
     "fanogan": {"features": 4, "latent": 8},
     "classifier": {"features": 4},
     "semi-supervised": {"features": 4},
     "draem": {"features": 4, "segmentation_features": 4},
-    "memory": {"filters": 4, "memory": 20},
+    "memory": {"features": "self-supervised", "filters": 4, "memory": 20},
+    "padim": {"least_side": 64},
+    "supersimplenet": {"least_side": 64, "map_width": 8, "score_width": 4, "steps": 2},
 }
 assert SMALL.keys() == DETECTORS.keys(), "a kind of detector without a small one to test"
 
@@ -53,13 +56,13 @@ def kizu(monkeypatch):
 
 @pytest.fixture(scope="session")
 def small_method():
-    """(kind, geometry, section's fields, …options) → a method with weights from seed 0; a memory holds noise."""
+    """(kind, geometry, section's fields, …options) → a method with weights from seed 0, or fitted to noise."""
 
     def make(kind, geometry, fields=None, **options):
         torch.manual_seed(0)
         section = DetectorSection(kind=kind, options=SMALL[kind] | options, **(fields or {}))
         method = create_detector(geometry, section)
-        if kind == "memory":
+        if kind in ("memory", "padim"):
             shape = (4, geometry.channels, geometry.height, geometry.width)
             noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
             method.finish(TrainingSet(Batches(noise, 4, 0)))

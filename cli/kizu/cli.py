@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import sys
 
 import typer
 from rich.console import Console
 
-from kizu.errors import UserError
+from kizu.errors import UserError, shortened
 from kizu.version import __version__
 
 # part → (module with its `register(app)`, a package that only its extra brings)
@@ -48,14 +49,22 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Entry point: a UserError becomes one clear message on stderr and its exit code."""
+    """Entry point: a UserError becomes one clear message on stderr and its exit code.
+
+    Where it lists many things, --json prints all of them to stdout.
+    """
     try:
         build_app()()
     except UserError as error:
         console = Console(stderr=True, soft_wrap=True)
         console.print(f"[bold red]error:[/] {_escaped(error.problem)}", highlight=False)
+        for line in shortened(error.details):
+            console.print(f"  {_escaped(line)}", highlight=False)
         if error.remedy:
             console.print(f"[bold]remedy:[/] {_escaped(error.remedy)}", highlight=False)
+        if error.details and "--json" in sys.argv:
+            refused = {"error": error.problem, "remedy": error.remedy, "details": error.details}
+            typer.echo(json.dumps(refused, ensure_ascii=False))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,12 +14,13 @@ import pytest
 
 from kizu.models import stylegan2
 from kizu.training.augment.ada import AugmentConfig
+from kizu.training.auto import AutoOptions
 from kizu.training.detectors import DETECTORS
 from kizu.training.generators import GAN, UNTRAINED, option_configs
 from kizu.training.generators.placing import PlacingConfig
 from kizu.training.generators.stylegan2_ada import PRESETS as TRAINING_PRESETS
 from kizu.training.options import REQUIRED, OptionInfo, Presets, describe
-from kizu.training.recipe import SECTIONS, AugmentSection, GeneratorSection, Recipe
+from kizu.training.recipe import AUTO, SECTIONS, AugmentSection, GeneratorSection, Recipe
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PRESET = "the preset's"
@@ -128,9 +129,13 @@ def test_every_augmentation_is_documented_with_its_default() -> None:
     assert_complete(tables()["key of `[generator.augmentations]`"], describe(AugmentConfig))
 
 
+def test_every_option_of_auto_is_documented_with_its_default() -> None:
+    assert_complete(tables()["option of `auto`"], describe(AutoOptions))
+
+
 def test_no_table_is_of_something_unknown() -> None:
     known = ["key", "key of `[augment]`", "key of `[generator]`", "key of `[generator.augmentations]`"]
-    known += [f"option of `{kind}`" for kind in (*DETECTORS, *UNTRAINED, GAN, "placed = true")]
+    known += [f"option of `{kind}`" for kind in (AUTO, *DETECTORS, *UNTRAINED, GAN, "placed = true")]
     assert sorted(tables()) == sorted(known)
 
 

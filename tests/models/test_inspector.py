@@ -98,6 +98,101 @@ def test_heatmaps_of_resized_tiles_come_back_at_the_sources_size():
     assert heatmap.shape == (1, 128, 192)
 
 
+def test_an_enlarged_image_is_what_pillow_makes_of_it():
+    image = uint8(1, 17, 24, 1)
+    ours = (Geometry(geometry(enlarge=2))(image)[0, 0].numpy() + 1) * 127.5
+    pillow = Image.fromarray(image[0, :, :, 0].numpy()).resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.abs(ours - np.asarray(pillow, dtype=np.float32)).max() <= 1.0
+
+
+def test_whole_images_are_enlarged_as_far_as_the_geometry_states():
+    twice = geometry(width=45, enlarge=2)
+    assert (twice.min_height, twice.min_width) == (16, 23)
+    assert twice.accepts(16, 23)
+    assert not twice.accepts(15, 90)
+    assert not twice.accepts(64, 22)
+    assert [twice.enlargement(*size) for size in ((16, 90), (64, 30), (32, 45), (64, 90))] == [2, 1.5, 1, 1]
+    tiled = geometry(tile=48, stride=48, enlarge=2)
+    assert (tiled.min_height, tiled.min_width) == (48, 48)
+    assert tiled.enlargement(48, 48) == 1
+
+
+def letterbox(**changes):
+    return geometry(fit="letterbox", **changes)
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((64, 32), (32, 16)), ((40, 90), (14, 32)), ((16, 16), (32, 32)), ((33, 32), (32, 31)), ((900, 3), (32, 2))],
+)
+def test_a_letterboxed_image_keeps_its_proportions_in_the_middle(size, shown):
+    image = uint8(2, *size, 1)
+    prepare = Geometry(letterbox())
+    assert prepare.shown(*size) == shown
+    top, left = (32 - shown[0]) // 2, (32 - shown[1]) // 2
+    inside = prepare.pixels(image)[:, :, top : top + shown[0], left : left + shown[1]]
+    resized = Geometry(geometry(height=shown[0], width=shown[1])).pixels(image)
+    torch.testing.assert_close(inside, resized)
+
+
+@pytest.mark.parametrize("size", [(64, 40), (60, 13), (20, 90)])
+def test_a_letterboxed_image_goes_on_as_its_mirror_image(size):
+    prepare = Geometry(letterbox())
+    x = prepare.pixels(uint8(1, *size, 1))[0, 0].numpy()
+    rows, columns = prepare.shown(*size)
+    top, left = (32 - rows) // 2, (32 - columns) // 2
+    inside = x[top : top + rows, left : left + columns]
+    fill = ((top, 32 - rows - top), (left, 32 - columns - left))
+    np.testing.assert_array_equal(x, np.pad(inside, fill, mode="symmetric"))
+
+
+def test_an_image_of_the_detectors_shape_is_letterboxed_as_it_is_stretched():
+    image = uint8(2, 50, 75, 3)
+    stretched, fitted = (Geometry(geometry(width=48, channels=3, fit=fit)) for fit in ("stretch", "letterbox"))
+    assert torch.equal(fitted(image), stretched(image))
+
+
+class Marked(nn.Module):
+    """A detector that finds nothing but what it is given as its heatmap."""
+
+    def __init__(self, heatmap):
+        super().__init__()
+        self.heatmap = heatmap
+
+    def forward(self, x):
+        return x.mean((1, 2, 3)), self.heatmap.expand(len(x), 1, -1, -1)
+
+
+def test_a_letterboxed_heatmap_covers_the_image_and_nothing_else():
+    heat = torch.full((1, 1, 32, 32), 1e6)
+    heat[..., 8:24] = torch.arange(16) / 4
+    _, heatmap = Inspector(Marked(heat), letterbox())(uint8(3, 80, 40, 1))
+    assert heatmap.shape == (3, 32, 32)
+    expected = Image.fromarray(heat[0, 0, :, 8:24].numpy()).resize((32, 32), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(heatmap[0], np.asarray(expected), atol=1e-5)
+
+
+def test_the_heatmap_of_an_image_that_fits_is_the_detectors_to_the_bit():
+    heat = torch.randn(1, 1, 32, 32)
+    _, heatmap = Inspector(Marked(heat), letterbox())(uint8(1, 70, 70, 1))
+    assert torch.equal(heatmap, heat[0])
+
+
+def test_a_letterboxed_image_needs_one_side_that_is_large_enough():
+    twice = letterbox(width=64, enlarge=2)
+    assert twice.accepts(16, 5)
+    assert twice.accepts(5, 32)
+    assert not twice.accepts(15, 31)
+    assert [twice.enlargement(*size) for size in ((16, 5), (20, 400), (24, 32))] == [2, 1, pytest.approx(4 / 3)]
+
+
+def test_a_geometry_from_before_images_were_enlarged_enlarges_none():
+    old = InputGeometry.model_validate({"height": 32, "width": 45, "channels": 1, "tile": None, "stride": None})
+    assert (old.min_height, old.min_width) == (32, 45)
+    assert old.fit == "stretch"
+    assert not old.accepts(31, 45)
+
+
 def test_geometry_refuses_images_smaller_than_what_it_needs():
     assert geometry().accepts(32, 32)
     assert not geometry().accepts(31, 400)

@@ -41,7 +41,9 @@ def backbone(config):
 
 def empty(height=32, width=32, channels=1, **options):
     torch.manual_seed(0)
-    config = MemoryConfig(height, width, channels, **{"memory": 300, "filters": 4, **options})
+    config = MemoryConfig(
+        height, width, channels, **{"features": "self-supervised", "memory": 300, "filters": 4, **options}
+    )
     network = MemoryDetector(config, backbone(config), seed=3)
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
@@ -59,8 +61,8 @@ def vectors(network, x):
 def make(*size, **options):
     network = empty(*size, **options)
     features = vectors(network, images(12, network.config, seed=0))
-    network.fit_gains(features)
-    network.fill(network.embed(features)[: network.config.memory])
+    network.memory.fit_gains(features)
+    network.memory.fill(network.memory.embed(features)[: network.config.memory])
     return network
 
 
@@ -76,9 +78,9 @@ def test_distances_are_those_of_cdist():
 def test_the_score_is_the_largest_distance_of_a_place_to_all_that_is_remembered(options):
     network = make(**options)
     x = images(5, network.config)
-    memory = network.embed(vectors(network, images(12, network.config, seed=0)))[: network.config.memory]
+    memory = network.memory.embed(vectors(network, images(12, network.config, seed=0)))[: network.config.memory]
     spread = (memory - memory.mean(0)).square().sum(1).mean().sqrt()
-    least = torch.cdist(network.embed(vectors(network, x)).double(), memory.double()).amin(1).view(5, 64)
+    least = torch.cdist(network.memory.embed(vectors(network, x)).double(), memory.double()).amin(1).view(5, 64)
     expected = (least.square() + (0.1 * spread) ** 2).sqrt().float()
     score, heatmap = network(x)
     torch.testing.assert_close(score, expected.amax(1), rtol=1e-5, atol=0)
@@ -91,9 +93,9 @@ def test_the_score_is_the_largest_distance_of_a_place_to_all_that_is_remembered(
 def test_what_is_remembered_exactly_scores_the_floor_to_the_last_digits():
     network = make(memory=1000)
     score, heatmap = network(images(12, network.config, seed=0))
-    torch.testing.assert_close(score, network.floor.expand(12), rtol=1e-5, atol=0)
-    torch.testing.assert_close(heatmap, network.floor.expand_as(heatmap), rtol=1e-5, atol=0)
-    assert (network(images(12, network.config))[0] > 2 * network.floor).all()
+    torch.testing.assert_close(score, network.memory.floor.expand(12), rtol=1e-5, atol=0)
+    torch.testing.assert_close(heatmap, network.memory.floor.expand_as(heatmap), rtol=1e-5, atol=0)
+    assert (network(images(12, network.config))[0] > 2 * network.memory.floor).all()
 
 
 def test_the_published_weight_is_its_formula():
@@ -101,14 +103,14 @@ def test_the_published_weight_is_its_formula():
     x = images(5, network.config)
 
     def distance(a, b):
-        return (torch.cdist(a.double()[None], b.double()[None])[0].square() + network.floor.double() ** 2).sqrt()
+        return (torch.cdist(a.double()[None], b.double()[None])[0].square() + network.memory.floor.double() ** 2).sqrt()
 
     for image, largest, found in zip(x, plain(x)[0], network(x)[0], strict=True):
-        f = network.embed(vectors(network, image[None])) - network.centre
-        between = distance(f, network.bank)
+        f = network.memory.embed(vectors(network, image[None])) - network.memory.centre
+        between = distance(f, network.memory.bank)
         worst = between.amin(1).argmax()
         nearest = between[worst].argmin()
-        around = distance(network.bank[nearest][None], network.bank)[0].topk(4, largest=False).indices
+        around = distance(network.memory.bank[nearest][None], network.memory.bank)[0].topk(4, largest=False).indices
         assert around[0] == nearest
         weight = 1 - between[worst, nearest].exp() / between[worst, around].exp().sum()
         assert found.item() == pytest.approx(largest.item() * weight.item(), rel=1e-4)
@@ -117,21 +119,25 @@ def test_the_published_weight_is_its_formula():
 def test_each_level_has_the_same_share_of_the_variance():
     network = empty()
     features = vectors(network, images(12, network.config))
-    network.fit_gains(features)
-    parts = network.embed(features).split(network.patches.widths, 1)
+    network.memory.fit_gains(features)
+    parts = network.memory.embed(features).split(network.patches.widths, 1)
     assert len(parts) == LEVELS
     assert [p.var(0, correction=0).sum().item() for p in parts] == pytest.approx([1 / 3] * 3, rel=1e-4)
-    network.fit_gains(torch.ones(4, sum(network.patches.widths)))  # a level that never varies divides by nothing
-    assert torch.isfinite(network.gains).all()
+    network.memory.fit_gains(torch.ones(4, sum(network.patches.widths)))  # a level that never varies divides by nothing
+    assert torch.isfinite(network.memory.gains).all()
 
 
 def test_the_projection_is_fixed_by_its_seed_and_keeps_lengths():
     network = empty(dimensions=256)
     config = network.config
-    assert torch.equal(network.projection, MemoryDetector(config, LocalEncoder(config), seed=3).projection)
-    assert not torch.equal(network.projection, MemoryDetector(config, LocalEncoder(config), seed=4).projection)
+    assert torch.equal(
+        network.memory.projection, MemoryDetector(config, LocalEncoder(config), seed=3).memory.projection
+    )
+    assert not torch.equal(
+        network.memory.projection, MemoryDetector(config, LocalEncoder(config), seed=4).memory.projection
+    )
     v = torch.randn(200, 40, generator=torch.Generator().manual_seed(5))
-    ratio = network.embed(v).norm(dim=1) / v.norm(dim=1)
+    ratio = network.memory.embed(v).norm(dim=1) / v.norm(dim=1)
     assert ratio.mean().item() == pytest.approx(1, abs=0.05)
 
 
@@ -161,10 +167,10 @@ def test_a_defect_is_hot_where_it_is():
     network = empty()
     x = torch.zeros(1, 1, 32, 32)
     features = vectors(network, x)
-    network.fit_gains(vectors(network, images(12, network.config)))
-    network.fill(network.embed(features))
+    network.memory.fit_gains(vectors(network, images(12, network.config)))
+    network.memory.fill(network.memory.embed(features))
     x[:, :, 4:8, 20:24] = 1
-    heat = network(x)[1][0, 0] - network.floor
+    heat = network(x)[1][0, 0] - network.memory.floor
     row, column = divmod(int(heat.argmax()), 32)
     assert abs(row - 6) <= 4
     assert abs(column - 22) <= 4
@@ -188,7 +194,7 @@ def test_an_empty_memory_scores_nothing():
     with pytest.raises(RuntimeError, match="memory is empty"):
         network(images(1, network.config))
     with pytest.raises(ValueError, match="0 patches"):
-        network.fill(torch.zeros(0, 40))
+        network.memory.fill(torch.zeros(0, 40))
 
 
 def test_a_state_brings_as_many_places_as_it_has():
@@ -199,15 +205,15 @@ def test_a_state_brings_as_many_places_as_it_has():
         other.load_state_dict(source.state_dict())
         assert torch.equal(other(x)[0], source(x)[0])
     small = empty(memory=40)
-    with pytest.raises(RuntimeError, match="size mismatch for bank"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for memory\.bank"):
         small.load_state_dict(full.state_dict())
 
 
 def test_a_memory_of_one_place_scores():
     network = empty(score="reweighted")
     features = vectors(network, images(12, network.config))
-    network.fit_gains(features)
-    network.fill(network.embed(features)[:1])
+    network.memory.fit_gains(features)
+    network.memory.fill(network.memory.embed(features)[:1])
     score, _ = network(images(3, network.config))
     assert torch.isfinite(score).all()
     assert (score > 0).all()
@@ -255,6 +261,7 @@ def test_values_out_of_range_are_refused_by_name(options, name):
 
 def test_presets_are_configurations():
     assert {MemoryConfig(32, 32, 1, **preset).features for preset in PRESETS.values()} == {
+        "pretrained",
         "self-supervised",
         "discriminator",
         "resnet18",

@@ -80,6 +80,12 @@ def test_tiles_set_the_minimum(server: Server, add_recipe: MakeRecipe) -> None:
     assert "64×64" in content["detail"]
 
 
+def test_a_letterboxed_image_needs_one_side_only(server: Server, add_recipe: MakeRecipe) -> None:
+    recipe = add_recipe(server, geometry=InputGeometry(height=32, width=48, channels=1, fit="letterbox", enlarge=2))
+    content = assert_problem(inspect(server, recipe, picture(9, size=(23, 15))), 422, "image-too-small")
+    assert "at least 24 pixels of width or 16 of height" in content["detail"]
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "video/mp4", "image/svg+xml", "x"])
 def test_content_types_that_are_no_image(server: Server, kind: str) -> None:
     answer = server.client.post("/v1/inspections?recipe=r", content=picture(1), headers={"content-type": kind})

@@ -32,7 +32,7 @@ from .pretended_gpu import GPU, HostWaitError, MixedDevicesError, pretended_gpu
 GEOMETRY = InputGeometry(height=32, width=32, channels=1)
 QUICK = LoopSettings(checkpoint_seconds=1e9, control_every=1, sample_every=2)
 TINY = {"latent": 16, "mapping_layers": 2, "capacity": 128, "max_channels": 16, "r1_every": 2, "path_length_every": 2}
-LABELLED = ("classifier", "semi-supervised")
+LABELLED = ("classifier", "semi-supervised", "supersimplenet")
 
 
 @pytest.fixture
@@ -78,8 +78,10 @@ def labelled_batches(device, count=16):
 
 
 def train(method, batches, folder):
+    log = RunLog(None, quiet=True)
     method.networks.to(GPU)
-    loop = TrainingLoop(method, batches, folder, identity="x", log=RunLog(None, quiet=True), settings=QUICK)
+    method.prepare(TrainingSet(batches), log)
+    loop = TrainingLoop(method, batches, folder, identity="x", log=log, settings=QUICK)
     loop.run()
     return loop
 
@@ -149,7 +151,8 @@ def test_a_resumed_run_has_its_optimisers_on_the_gpu(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("classifier", {"loss": loss}) for loss in ("bce", "pauc", "neyman-pearson")]
-    + [("semi-supervised", {"classes": "defects"}), ("semi-supervised", {"synthetic": "ng", "matching": "l2"})],
+    + [("semi-supervised", {"classes": "defects"}), ("semi-supervised", {"synthetic": "ng", "matching": "l2"})]
+    + [("supersimplenet", {"views": 2}), ("supersimplenet", {"truncation": 0.5})],
 )
 @pytest.mark.usefixtures("gpu")
 def test_a_detector_of_labelled_parts_trains_on_a_gpu(kind, options, tmp_path):

@@ -15,7 +15,8 @@ from kizu.training.export import ParityCheck, ParityError, export_onnx, relative
 
 GEOMETRIES = {
     "whole-grey": InputGeometry(height=32, width=32, channels=1),
-    "whole-oblong-rgb": InputGeometry(height=48, width=80, channels=3),
+    "whole-oblong-rgb": InputGeometry(height=48, width=80, channels=3, enlarge=2),
+    "letterboxed": InputGeometry(height=48, width=80, channels=1, fit="letterbox", enlarge=2),
     "tiles": InputGeometry(height=32, width=32, channels=1, tile=32, stride=24),
     "resized-tiles-rgb": InputGeometry(height=32, width=32, channels=3, tile=50, stride=50),
 }
@@ -46,7 +47,10 @@ def test_onnx_and_torch_agree_on_any_number_size_and_colour_of_images(make_inspe
     exported, reference = Session(export_onnx(inspector), "cpu"), torch_scorer(inspector)
     random = np.random.default_rng(0)
     least = geometry.min_height, geometry.min_width
-    for shape in [(1, *least, 1), (3, least[0] + 1, least[1], 3), (2, 131, 95, 1), (1, 200, 300, 3)]:
+    own = geometry.min_height * 2, geometry.min_width * 2
+    shapes = [(1, *least, 1), (3, least[0] + 1, least[1], 3), (2, *own, 3), (2, 131, 95, 1), (1, 200, 300, 3)]
+    shapes += [(1, 7, 500, 1), (2, 500, 7, 3)] if geometry.fit == "letterbox" else []
+    for shape in shapes:
         images = random.integers(0, 256, shape, dtype=np.uint8)
         scores, heatmap = exported.score(images)
         expected_scores, expected_heatmap = reference(images)

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from kizu.models.bundle import InputGeometry
 from kizu.training import checkpoint
 from kizu.training.data.batches import Batches
 from kizu.training.detectors import DETECTORS
-from kizu.training.loop import Ema, Interrupted, LoopSettings, Phase, Stage, TrainingLoop
+from kizu.training.loop import Ema, Interrupted, LoopSettings, Phase, Stage, TrainingLoop, clip_gradients
 from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
 
@@ -268,7 +269,7 @@ def test_batches_carry_each_image_s_label_across_blocks_of_epochs(monkeypatch):
     batches = Batches(pixels, 5, seed=1, labels=torch.arange(7) * 10)
     seen = []
     for _ in range(14):
-        images, labels = batches.next()
+        images, labels, _ = batches.next()
         assert (((images[:, 0, 0, 0] + 1) * 127.5).round() * 10).tolist() == labels.tolist()
         seen += labels.tolist()
     assert all(sorted(seen[i : i + 7]) == [0, 10, 20, 30, 40, 50, 60] for i in range(0, 70, 7))
@@ -346,3 +347,33 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
     one = train_mean(tmp_path / "one")
     for name in one:
         torch.testing.assert_close(one[name], a[name], rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_scaled_together_to_the_largest_norm():
+    network = torch.nn.Linear(3, 2)
+    network.weight.grad, network.bias.grad = torch.full((2, 3), 3.0), torch.full((2,), -4.0)
+    before = torch.cat([network.weight.grad.flatten(), network.bias.grad])
+    clip_gradients(network, 100.0)
+    assert torch.equal(torch.cat([network.weight.grad.flatten(), network.bias.grad]), before)
+    clip_gradients(network, 1.0)
+    after = torch.cat([network.weight.grad.flatten(), network.bias.grad])
+    torch.testing.assert_close(after, before / before.norm())
+
+
+def test_a_phase_clips_what_its_optimiser_sees(tmp_path):
+    network = torch.nn.Linear(4, 1)
+    seen = []
+
+    class Watching(torch.optim.SGD):
+        def step(self, closure=None):
+            seen.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]).norm().item())
+            return super().step(closure)
+
+    def loss(batch):
+        return {"total": 1e3 * network(batch.images.flatten(1)[:, :4]).sum()}
+
+    phase = Phase("fit", network, Watching(network.parameters(), 0.1), loss, clip=0.5)
+    method = SimpleNamespace(networks=network, stages=lambda _: [Stage("fit", 2, [phase])], samples=lambda x: x)
+    batches = Batches(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), 2, 0)
+    TrainingLoop(method, batches, tmp_path, identity="x", log=RunLog(None, quiet=True)).run()
+    assert seen == pytest.approx([0.5, 0.5])

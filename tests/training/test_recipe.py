@@ -13,7 +13,7 @@ SMALLEST = {"name": "r", "dataset": "d", "detector": {"kind": "ganomaly"}}
 
 def test_everything_but_name_dataset_and_detector_has_a_default():
     recipe = parse_recipe(SMALLEST, "recipe.toml")
-    assert recipe.image.geometry == InputGeometry(height=64, width=64, channels=3)
+    assert recipe.image.geometry == InputGeometry(height=64, width=64, channels=3, enlarge=2)
     assert recipe.splits.fractions == (0.6, 0.2, 0.2)
     assert recipe.splits.certification == 0
     assert recipe.generator is None
@@ -38,11 +38,11 @@ def test_everything_but_name_dataset_and_detector_has_a_default():
         ({"image": {"channels": True}}, "image.channels must be a whole number, not True"),
         ({"image": {"stride": 8}}, "image: stride needs tile"),
         ({"image": {"tile": 32, "stride": 48}}, "leaves gaps"),
+        ({"image": {"tile": 32, "fit": "letterbox"}}, "for whole images"),
         ({"splits": {"train": 0.9}}, "must sum to 1"),
         ({"splits": {"certification": 0.2}}, "must sum to 1"),
         ({"splits": {"train": 0.9, "certification": -0.3}}, "splits.certification must be at least 0"),
         ({"name": "a/b"}, r"name must be a text like \^.*, not 'a/b'"),
-        ({"detector": {}}, "'detector.kind' is missing"),
         ({"detector": []}, "detector must be a list of 1 at least"),
         ({"detector": {"kind": "a", "options": {"b": [1]}}}, r"detector.options.b must be .* or a text, not \[1\]"),
         (
@@ -81,6 +81,18 @@ def test_size_is_a_side_or_height_and_width():
 def test_tiles_overlap_by_a_quarter_unless_told_otherwise():
     assert parse_recipe(SMALLEST | {"image": {"tile": 64}}, "r").image.geometry.stride == 48
     assert parse_recipe(SMALLEST | {"image": {"tile": 64, "stride": 64}}, "r").image.geometry.stride == 64
+
+
+def test_images_are_stretched_unless_the_recipe_letterboxes_them():
+    fits = [parse_recipe(SMALLEST | {"image": image}, "r").image.geometry.fit for image in ({}, {"fit": "letterbox"})]
+    assert fits == ["stretch", "letterbox"]
+
+
+def test_whole_images_are_enlarged_to_twice_their_size_and_tiles_are_not():
+    whole = parse_recipe(SMALLEST | {"image": {"size": [48, 97]}}, "r").image.geometry
+    assert (whole.min_height, whole.min_width) == (24, 49)
+    tiled = parse_recipe(SMALLEST | {"image": {"size": 32, "tile": 64}}, "r").image.geometry
+    assert (tiled.min_height, tiled.min_width) == (64, 64)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):

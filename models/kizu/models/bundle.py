@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -66,20 +67,41 @@ class InputGeometry(BaseModel):
     tile: int | None = Field(default=None, gt=0)
     """Side of the square tiles cut from the source; None: the whole image is resized to height × width."""
     stride: int | None = Field(default=None, gt=0)
+    fit: Literal["stretch", "letterbox"] = "stretch"
+    """Whole images: resized to height × width whatever their shape, or in proportion, and mirrored at their edges to
+    fill what is left."""
+    enlarge: float = Field(default=1.0, ge=1)
+    """Most that a whole image grows along a side; a bundle that does not state it enlarges nothing. Tiles are never cut
+    from an enlarged image."""
 
     @property
     def min_height(self) -> int:
-        """Smaller images are refused: there is nothing to cut a tile from, or detail would be invented."""
-        return self.tile or self.height
+        """Smaller images are refused: there is nothing to cut a tile from, or too much detail would be invented."""
+        return self.tile or math.ceil(self.height / self.enlarge)
 
     @property
     def min_width(self) -> int:
         """Smallest width, likewise."""
-        return self.tile or self.width
+        return self.tile or math.ceil(self.width / self.enlarge)
 
     def accepts(self, height: int, width: int) -> bool:
-        """Tell if an image of this size can be inspected."""
-        return height >= self.min_height and width >= self.min_width
+        """Tell if an image of this size can be inspected. In proportion, the side that fits first says how much."""
+        high, wide = height >= self.min_height, width >= self.min_width
+        return high or wide if self.fit == "letterbox" else high and wide
+
+    @property
+    def smallest(self) -> str:
+        """What `accepts` asks for, to follow "at least": `32×24 pixels`, or of a letterboxed image one side."""
+        if self.fit == "letterbox":
+            return f"{self.min_width} pixels of width or {self.min_height} of height"
+        return f"{self.min_width}×{self.min_height} pixels"
+
+    def enlargement(self, height: int, width: int) -> float:
+        """Return how much an image of this size grows along the side that grows most; 1 where none does."""
+        if self.tile is not None:
+            return 1.0
+        factors = self.height / height, self.width / width
+        return max(1.0, min(factors) if self.fit == "letterbox" else max(factors))
 
 
 class DatasetReference(BaseModel):

@@ -22,12 +22,14 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from kizu.models.backbones import DEFAULT, NEEDED, BackboneConfig, PretrainedBackbone, on_grid
 from kizu.models.config import STRICT, WHOLE, Extent
 from kizu.models.wavelets import STRIDE, WaveletModuli
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIEWS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
 """Axes of [N, C, H, W] that each view mirrors."""
+OWN_BACKBONES = ("plain", "wavelet", "resnet18", "resnet34")
 FINE_BELOW = 160
 """Shorter side in pixels under which a ResNet goes without its first pooling, for a map of stride 8, not 16."""
 
@@ -39,8 +41,9 @@ class ClassifierConfig:
     height: Extent
     width: Extent
     channels: Extent
-    backbone: Literal["plain", "wavelet", "resnet18", "resnet34"] = "plain"
-    """`plain` and `wavelet` (from scratch), or torchvision's `resnet18` or `resnet34` up to their third layer."""
+    backbone: str = "plain"
+    """`plain` and `wavelet` (from scratch), torchvision's `resnet18` or `resnet34` up to their third layer, or the name
+    of a pretrained network of timm, such as `tf_efficientnet_lite0`."""
     features: int = Field(default=16, ge=1)
     """`plain` and `wavelet`: channels of the first layer that learns; each halving doubles them."""
     stem_stride: Annotated[Literal[1, 2], WHOLE] = 1
@@ -61,12 +64,19 @@ class ClassifierConfig:
 
     @model_validator(mode="after")
     def _the_map_has_several_places(self) -> Self:
-        if self.stride > min(self.height, self.width) // 2:
+        if self.backbone in OWN_BACKBONES and self.stride > min(self.height, self.width) // 2:
             raise ValueError(
                 f"halvings leaves a map of one place: its stride is {self.stride}, the image's shorter side "
                 f"{min(self.height, self.width)}"
             )
         return self
+
+    @property
+    def pretrained(self) -> BackboneConfig | None:
+        """The timm network; None where the backbone is one of Kizu's or torchvision's."""
+        if self.backbone in OWN_BACKBONES:
+            return None
+        return BackboneConfig(self.height, self.width, self.channels, self.backbone)
 
     @property
     def stride(self) -> int:
@@ -81,6 +91,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "wavelet": {"backbone": "wavelet", "features": 32, "blocks": 1},
     "resnet18": {"backbone": "resnet18"},
     "resnet34": {"backbone": "resnet34"},
+    "pretrained": {"backbone": DEFAULT},
 }
 
 
@@ -197,8 +208,28 @@ class ResNetBackbone(nn.Module):
         return [first, second, self.layer3(second)]
 
 
-def make_backbone(config: ClassifierConfig) -> PlainBackbone | WaveletBackbone | ResNetBackbone:
+class TimmBackbone(nn.Module):
+    """A timm network that trains: image [N, C, H, W] in [−1, 1] → its maps from stride 8 on, on the grid of stride 16.
+
+    Raises:
+        UnsuitableBackboneError: as `PretrainedBackbone`.
+    """
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.network = PretrainedBackbone(config, frozen=False)
+        self.strides = tuple(stride for stride in self.network.widths if stride >= NEEDED[0])
+        self.outputs = sum(self.network.widths[stride] for stride in self.strides)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] → [N, outputs, h, w]."""
+        return on_grid(self.network(x), self.strides, self.network.config.grid(16))
+
+
+def make_backbone(config: ClassifierConfig) -> PlainBackbone | WaveletBackbone | ResNetBackbone | TimmBackbone:
     """Make the backbone that the configuration names."""
+    if config.pretrained is not None:
+        return TimmBackbone(config.pretrained)
     if config.backbone == "plain":
         return PlainBackbone(config)
     return WaveletBackbone(config) if config.backbone == "wavelet" else ResNetBackbone(config)

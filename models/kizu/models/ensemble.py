@@ -5,6 +5,7 @@ Notable here:
 - The rank is a piecewise linear function through quantiles, rising everywhere: beyond the outermost ones it goes on in
   a straight line, so that two NG above every OK image are still told apart. It is a function of one score alone.
 - Sums and clamps only; the graph stays one file without custom operators.
+- Members on the maps of one backbone share them: the graph computes them once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+
+from kizu.models.backbones import FeatureDetector, Levels, pooled
 
 PIECES = 16
 """Largest number of pieces of a rank's function."""
@@ -89,15 +92,42 @@ class Ensemble(nn.Module):
         self.members, self.scales = nn.ModuleList(members), nn.ModuleList(scales)
         self.combine = combine
 
+    @property
+    def backbone(self) -> nn.Module | None:
+        """The first backbone of its members; None where none has one."""
+        return next((member.backbone for member in self.members if isinstance(member, FeatureDetector)), None)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Score images, see the class."""
+        score, heatmap, _ = self._detect(x)
+        return score, heatmap
+
+    def inspect(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Score images, and embed them by the first of its backbones.
+
+        Raises:
+            ValueError: no member has one.
+        """
+        score, heatmap, levels = self._detect(x)
+        if not levels:
+            raise ValueError("none of the members has a backbone")
+        return score, heatmap, pooled(next(iter(levels.values())))
+
+    def _detect(self, x: Tensor) -> tuple[Tensor, Tensor, dict[int, Levels]]:
+        levels: dict[int, Levels] = {}
         scores, heatmaps = [], []
         for member, scale in zip(self.members, self.scales, strict=True):
-            score, heatmap = member(x)
+            if isinstance(member, FeatureDetector):
+                key = id(member.backbone)
+                if key not in levels:
+                    levels[key] = member.backbone(x)
+                score, heatmap = member.detect(levels[key])
+            else:
+                score, heatmap = member(x)
             scores.append(scale(score))
             heatmap = F.interpolate(heatmap, size=x.shape[2:], mode="bilinear", align_corners=False)
             heatmaps.append(scale(heatmap))
-        return self._combined(torch.stack(scores)), self._combined(torch.stack(heatmaps))
+        return self._combined(torch.stack(scores)), self._combined(torch.stack(heatmaps)), levels
 
     def _combined(self, ranks: Tensor) -> Tensor:
         return ranks.mean(0) if self.combine == "mean" else ranks.amax(0)

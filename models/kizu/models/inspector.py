@@ -5,10 +5,14 @@ Notable here:
 - Number, height, width and channels (1 or 3) of the images stay free, so one graph inspects every camera's format.
 - Tiles overlap; the last one of a row or column is flush with the edge. An image is as bad as its worst tile,
   and tiles' heatmaps are blended with weights that fall towards the tile's rim, so that no seams show.
+- A letterboxed image keeps its proportions and is continued beyond its edges by its own mirror image: the network sees
+  nothing that the image does not show, and the heatmap is of the image alone.
 - Gathers and sums only: no scatter, no loop, no custom operator.
 """
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +22,8 @@ from kizu.models.bundle import InputGeometry
 
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of R, G and B in grey."""
+LEAST_SHOWN = 2
+"""Pixels across which the narrowest letterboxed image is shown."""
 
 
 class Geometry(nn.Module):
@@ -40,6 +46,8 @@ class Geometry(nn.Module):
         if self.geometry.tile is not None:
             x = self._tiles(x, self.geometry.tile)
         size = (self.geometry.height, self.geometry.width)
+        if self.geometry.fit == "letterbox":
+            return self._letterboxed(x)
         if self.geometry.tile is None or size != (self.geometry.tile, self.geometry.tile):
             x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
         return x
@@ -63,6 +71,42 @@ class Geometry(nn.Module):
         x = x.reshape(n, self.geometry.channels, rows, tile, columns, tile).permute(0, 2, 4, 1, 3, 5)
         return x.reshape(n * rows * columns, self.geometry.channels, tile, tile)
 
+    def _letterboxed(self, x: Tensor) -> Tensor:
+        """Resize in proportion until one side fits, and mirror the image beyond its edges along the other."""
+        part = self.shown(x.shape[2], x.shape[3])
+        x = F.interpolate(x, size=part, mode="bilinear", antialias=True, align_corners=False)
+        for dim, side, length in ((2, self.geometry.height, part[0]), (3, self.geometry.width, part[1])):
+            pixel = torch.arange(side, device=x.device) - (side - length) // 2
+            # Period 2 · length: 0 1 … length−1 length−1 … 1 0. A tensor, since ONNX takes no free size in its place.
+            pixel = pixel % torch.full_like(pixel, 2 * length)
+            x = x.index_select(dim, torch.minimum(pixel, 2 * length - 1 - pixel))
+        return x
+
+    def shown(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width, in the detector's pixels, at which an image of this size is shown; centred, if smaller."""
+        full = self.geometry.height, self.geometry.width
+        if self.geometry.fit != "letterbox":
+            return full
+        # Rounded to the nearest pixel in whole numbers, which sizes that are still free allow.
+        down = torch.sym_min(full[0], (2 * height * full[1] + width) // (2 * width))
+        across = torch.sym_min(full[1], (2 * width * full[0] + height) // (2 * height))
+        return cast(tuple[int, int], (torch.sym_max(down, LEAST_SHOWN), torch.sym_max(across, LEAST_SHOWN)))
+
+    def of_image(self, heatmap: Tensor, height: int, width: int) -> Tensor:
+        """Cut a heatmap [N, 1, h, w] of what the detector sees to what shows the image, resized to the same size."""
+        if self.geometry.fit != "letterbox":
+            return heatmap
+        for dim, length in zip((2, 3), self.shown(height, width), strict=True):
+            side = heatmap.shape[dim]
+            first = (side - length) // 2
+            pixel = torch.arange(side, device=heatmap.device)
+            position = (pixel + 0.5) * torch.full_like(pixel, length) / side - 0.5
+            below = position.floor()
+            share = (position - below).reshape([-1, 1] if dim == 2 else [-1])
+            low, high = ((below.long() + step).clamp(0, length - 1) + first for step in (0, 1))
+            heatmap = heatmap.index_select(dim, low) * (1 - share) + heatmap.index_select(dim, high) * share
+        return heatmap
+
     def grid(self, length: int) -> int:
         """Tiles along a side of `length` source pixels."""
         tile, stride = self._tile_and_stride()
@@ -83,7 +127,8 @@ class Inspector(nn.Module):
     """Geometry and detector as one function of raw images.
 
     Args:
-        detector: maps [M, C, height, width] in [−1, 1] to (score [M], heatmap [M, 1, h, w]); higher is more NG.
+        detector: maps [M, C, height, width] in [−1, 1] to (score [M], heatmap [M, 1, h, w]); higher is more NG. One
+            with a `backbone` also has `inspect`, which gives an embedding [M, d] as well.
         geometry: what the graph expects of an image.
     """
 
@@ -92,23 +137,30 @@ class Inspector(nn.Module):
         self.geometry = Geometry(geometry)
         self.detector = detector
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [N, H, W, C] → (score [N], heatmap [N, h, w]).
+    @property
+    def embeds(self) -> bool:
+        """True if it gives an embedding as well."""
+        return getattr(self.detector, "backbone", None) is not None and hasattr(self.detector, "inspect")
 
-        The heatmap has the detector's size, and the source's size (h = H, w = W) where the recipe tiles.
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """uint8 [N, H, W, C] → (score [N], heatmap [N, h, w]) and, where it embeds, embedding [N, d].
+
+        The heatmap covers the image. It has the detector's size, and the source's size (h = H, w = W) where the recipe
+        tiles. An image's embedding is the mean of its tiles'.
         """
-        score, heatmap = self.detector(self.geometry(image))
+        x = self.geometry(image)
+        score, heatmap, *embedding = cast(Any, self.detector).inspect(x) if self.embeds else self.detector(x)
         tile = self.geometry.geometry.tile
-        if tile is None:
-            return score, heatmap[:, 0]
         n, height, width, _ = image.shape
+        if tile is None:
+            return score, self.geometry.of_image(heatmap, height, width)[:, 0], *embedding
         rows, columns = self.geometry.grid(height), self.geometry.grid(width)
         score = score.reshape(n, rows * columns).amax(1)
         heatmap = F.interpolate(heatmap, size=(tile, tile), mode="bilinear", align_corners=False)
         heatmap = heatmap.reshape(n, rows, columns, tile, tile).permute(0, 1, 3, 2, 4)
         heatmap = heatmap.reshape(n, rows * tile, columns * tile)
-        heatmap = self._blend(heatmap, 1, height)
-        return score, self._blend(heatmap, 2, width)
+        heatmap = self._blend(self._blend(heatmap, 1, height), 2, width)
+        return score, heatmap, *(of_tile.reshape(n, rows * columns, -1).mean(1) for of_tile in embedding)
 
     def _blend(self, tiles: Tensor, dim: int, length: int) -> Tensor:
         """Blend overlapping tiles that stand side by side along `dim` into `length` source pixels."""

@@ -5,7 +5,8 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection" (PatchCore),
 Notable here:
 - Nearest neighbours are a matrix product inside the graph, a piece of the memory at a time; the distance to the one
   that is found is then taken from the difference itself, so that what OK parts show exactly loses no digits.
-- Three levels of a network, each averaged over 3×3 of its own patches (equation 3), on the grid of the middle one.
+- Levels of a network, each averaged over 3×3 of its own patches (equation 3), on one grid: strides 8 and 16 of a
+  pretrained backbone, or three levels of another network on the grid of the middle one.
 - A level weighs by how much its features vary over OK parts, not by the network's scale.
 - An image's score is its largest distance (equation 6), and on demand what equation 7 makes of it.
 """
@@ -23,8 +24,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from kizu.models.backbones import BackboneConfig, FeatureDetector, PretrainedBackbone, on_grid
+from kizu.models.backbones import Levels as BackboneLevels
 from kizu.models.classifier import FINE_BELOW, ClassifierConfig, PlainBlock, ResNetBackbone
-from kizu.models.config import STRICT, Extent
+from kizu.models.config import STRICT
 from kizu.models.gaussian import gaussian_blur
 from kizu.models.layers import pad_to
 from kizu.models.stylegan2 import Discriminator
@@ -32,6 +35,7 @@ from kizu.models.stylegan2 import Discriminator
 ResNet = Literal["resnet18", "resnet34"]
 RESNETS: tuple[ResNet, ...] = get_args(ResNet)
 LEVELS = 3
+PRETRAINED_STRIDES = (8, 16)
 CHUNK = 256
 """Patches of the memory that are compared at once: bounds the working memory, not the result."""
 FLOOR = 0.1
@@ -40,17 +44,15 @@ far below the score where a part is exactly as remembered."""
 
 
 @dataclass(frozen=True, config=STRICT)
-class MemoryConfig:
+class MemoryConfig(BackboneConfig):
     """Shape of the features and of the memory; `height` and `width` in pixels."""
 
-    height: Extent
-    width: Extent
-    channels: Extent
-    features: Literal["self-supervised", "discriminator"] | ResNet = "self-supervised"
-    """`self-supervised`, `discriminator` (of the run's generator), `resnet18` or `resnet34`."""
+    features: Literal["pretrained", "self-supervised", "discriminator"] | ResNet = "pretrained"
+    """`pretrained` (of `backbone`), `self-supervised`, `discriminator` (of the run's generator), `resnet18` or
+    `resnet34`."""
     filters: int = Field(default=16, ge=1)
     """`self-supervised`: channels of its first convolution; 2, 4 and 4 times as many on its levels."""
-    memory: int = Field(default=1000, ge=2)
+    memory: int = Field(default=2000, ge=2)
     """Patches of OK parts that are remembered, at most."""
     dimensions: int = Field(default=0, ge=0)
     """Features are projected to so many by a fixed Gaussian matrix; 0: not at all."""
@@ -64,20 +66,25 @@ class MemoryConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels from patch to patch: 4, and 8 where the shorter side has at least `FINE_BELOW`."""
+        """Pixels from patch to patch: 4, and 8 where the shorter side has at least `FINE_BELOW`, or of `enlarged`."""
+        if self.features == "pretrained":
+            return PRETRAINED_STRIDES[0]
         return 4 if min(self.height, self.width) < FINE_BELOW else 8
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def places(self) -> tuple[int, int]:
         """Rows and columns of patches."""
+        if self.features == "pretrained":
+            return self.grid(self.stride)
         return math.ceil(self.height / self.stride), math.ceil(self.width / self.stride)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "small": {"features": "self-supervised"},
-    "discriminator": {"features": "discriminator"},
-    "resnet18": {"features": "resnet18"},
-    "resnet34": {"features": "resnet34"},
+    "small": {"features": "pretrained"},
+    "self-supervised": {"features": "self-supervised", "memory": 1000},
+    "discriminator": {"features": "discriminator", "memory": 1000},
+    "resnet18": {"features": "resnet18", "memory": 1000},
+    "resnet34": {"features": "resnet34", "memory": 1000},
 }
 
 
@@ -172,7 +179,7 @@ class PatchFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] in [−1, 1] → [N, sum of widths, rows, columns]."""
-        rows, columns = self.config.grid
+        rows, columns = self.config.places
         maps = cast(Backbone, self.backbone).levels(x)
         fine, middle, coarse = (F.avg_pool2d(m, 3, 1, 1, count_include_pad=False) for m in maps)
         even = pad_to(fine, fine.shape[2] + fine.shape[2] % 2, fine.shape[3] + fine.shape[3] % 2)
@@ -188,14 +195,11 @@ def squared_distances(points: Tensor, memory: Tensor, squares: Tensor) -> Tensor
     return (products + points.square().sum(1, keepdim=True)).clamp(min=0)
 
 
-class MemoryDetector(nn.Module):
-    """The detector: patches of an image, and the memory that they are compared with.
-
-    `forward` maps x [N, C, height, width] in [−1, 1] to score [N] and heatmap [N, 1, height, width], both distances in
-    units of the features' spread. It raises RuntimeError until `fit_gains` and `fill` have been called, or a state with
-    a memory loaded.
+class PatchMemory(nn.Module):
+    """The memory that patches are compared with, on features that are given.
 
     Args:
+        widths: channels of each level of the features.
         seed: of the Gaussian projection, if there is one.
     """
 
@@ -207,11 +211,11 @@ class MemoryDetector(nn.Module):
     neighbours: Tensor
     floor: Tensor
 
-    def __init__(self, config: MemoryConfig, backbone: nn.Module, seed: int = 0):
+    def __init__(self, config: MemoryConfig, widths: Sequence[int], seed: int = 0):
         super().__init__()
         self.config = config
-        self.patches = PatchFeatures(config, backbone)
-        inputs = sum(self.patches.widths)
+        self.widths = tuple(widths)
+        inputs = sum(self.widths)
         self.register_buffer("gains", torch.ones(inputs))
         generator = torch.Generator().manual_seed(seed)
         sampled = torch.randn(inputs, config.dimensions, generator=generator) / math.sqrt(max(1, config.dimensions))
@@ -227,9 +231,9 @@ class MemoryDetector(nn.Module):
     def fit_gains(self, features: Tensor) -> None:
         """Give each level the same share of the variance, 1 in sum: features [M, sum of widths] of OK parts."""
         gains = []
-        for level in torch.split(features, list(self.patches.widths), dim=1):
+        for level in torch.split(features, list(self.widths), dim=1):
             variance = level.var(0, correction=0).sum()
-            gain = (LEVELS * variance).rsqrt() if variance > 0 else torch.ones_like(variance)
+            gain = (len(self.widths) * variance).rsqrt() if variance > 0 else torch.ones_like(variance)
             gains.append(gain.expand(level.shape[1]))
         self.gains.copy_(torch.cat(gains))
 
@@ -253,21 +257,22 @@ class MemoryDetector(nn.Module):
         spread = self.squares.mean().sqrt()
         self.floor = FLOOR * torch.where(spread > 0, spread, torch.ones_like(spread))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Score images, see the class."""
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare patches: features [N, D, rows, columns] → score [N] and distances [N, 1, rows, columns].
+
+        Raises:
+            RuntimeError: nothing is remembered yet.
+        """
         if not len(self.bank):
             raise RuntimeError("the memory is empty: it is filled from OK parts after training, before anything scores")
-        rows, columns = self.config.grid
-        features = self.patches(x).permute(0, 2, 3, 1).flatten(0, 2)
-        f = self.embed(features) - self.centre
+        rows, columns = features.shape[2:]
+        f = self.embed(features.permute(0, 2, 3, 1).flatten(0, 2)) - self.centre
         nearest = self._nearest(f)
         distance = self._distance(f, self.bank.index_select(0, nearest)).reshape(-1, rows * columns)
         score = distance.amax(1)
         if self.config.score == "reweighted" and self.neighbours.shape[1] > 1:
             score = score * self._reweighting(f, nearest, distance)
-        heatmap = distance.reshape(-1, 1, rows, columns)
-        heatmap = F.interpolate(heatmap, scale_factor=float(self.config.stride), mode="bilinear", align_corners=False)
-        return score, gaussian_blur(heatmap[:, :, : x.shape[2], : x.shape[3]], self.config.blur)
+        return score, distance.reshape(-1, 1, rows, columns)
 
     def _nearest(self, f: Tensor) -> Tensor:
         """Index of the nearest patch of the memory: [M, D] → [M]; ‖f‖², the same for all, is left out."""
@@ -301,3 +306,47 @@ class MemoryDetector(nn.Module):
             if given is not None and len(given) <= self.config.memory and given.ndim == own.ndim:
                 setattr(self, name, own.new_zeros(given.shape))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class MemoryDetector(nn.Module):
+    """The detector on a network of this run or of torchvision: patches of an image, and their memory.
+
+    `forward` maps x [N, C, height, width] in [−1, 1] to score [N] and heatmap [N, 1, height, width], both distances in
+    units of the features' spread. It raises RuntimeError until `memory` has been filled, or a state with one loaded.
+
+    Args:
+        seed: as `PatchMemory`.
+    """
+
+    def __init__(self, config: MemoryConfig, backbone: nn.Module, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.patches = PatchFeatures(config, backbone)
+        self.memory = PatchMemory(config, self.patches.widths, seed)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Score images, see the class."""
+        score, distances = self.memory(self.patches(x))
+        heatmap = F.interpolate(distances, scale_factor=float(self.config.stride), mode="bilinear", align_corners=False)
+        return score, gaussian_blur(heatmap[:, :, : x.shape[2], : x.shape[3]], self.config.blur)
+
+
+class PretrainedMemoryDetector(FeatureDetector):
+    """The detector on a pretrained backbone, see `FeatureDetector` and `MemoryDetector`."""
+
+    def __init__(self, config: MemoryConfig, backbone: PretrainedBackbone, seed: int = 0):
+        super().__init__(backbone)
+        self.config = config
+        self.memory = PatchMemory(config, [backbone.widths[stride] for stride in PRETRAINED_STRIDES], seed)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] in [−1, 1] → features [N, D, rows, columns]."""
+        return self._features(self.backbone(x))
+
+    def detect(self, levels: BackboneLevels) -> tuple[Tensor, Tensor]:
+        """See `FeatureDetector.detect`."""
+        score, distances = self.memory(self._features(levels))
+        return score, gaussian_blur(self.on_image(distances), self.config.blur)
+
+    def _features(self, levels: BackboneLevels) -> Tensor:
+        return on_grid(levels, PRETRAINED_STRIDES, self.config.places)

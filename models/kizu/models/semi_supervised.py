@@ -15,7 +15,7 @@ Notable here:
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ from kizu.models.layers import init_dcgan, padded, pyramid_depth
 class SemiSupervisedConfig(ClassifierConfig):
     """Shape of the two networks; backbone and pools are the classifier's."""
 
+    backbone: Literal["plain", "wavelet", "resnet18", "resnet34"] = "plain"
+    """`plain` and `wavelet` (from scratch), or torchvision's `resnet18` or `resnet34` up to their third layer."""
     real_classes: Annotated[int, Fixed()] = Field(default=2, ge=2)
     """K: OK and at least one NG."""
     latent: int = Field(default=64, ge=1)
@@ -42,7 +44,9 @@ class SemiSupervisedConfig(ClassifierConfig):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    name: {**preset, "latent": 64, "generator_features": 16} for name, preset in classifier.PRESETS.items()
+    name: {**preset, "latent": 64, "generator_features": 16}
+    for name, preset in classifier.PRESETS.items()
+    if name != "pretrained"
 }
 
 

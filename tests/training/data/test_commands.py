@@ -24,6 +24,22 @@ def test_import_prints_one_json_object_and_nothing_else_to_stdout(tmp_path: Path
     assert summary["destination"] == str(tmp_path / "set")
 
 
+def test_an_import_says_which_ng_have_an_empty_mask(tmp_path: Path, draw: Draw, kizu: Kizu) -> None:
+    draw(tmp_path / "source" / "ok" / "1.png")
+    for number in range(12):
+        draw(tmp_path / "source" / "ng" / f"{number:02}.png")
+        draw(tmp_path / "source" / "masks" / f"{number:02}.png", value=0)
+    done = kizu("import", "folder", tmp_path / "source", tmp_path / "set")
+    assert "warning: 12 NG images with an empty mask" in done.stdout
+    assert "ng/09.png" in done.stdout
+    assert "ng/10.png" not in done.stdout
+    assert "… and 2 more (--json lists all)" in done.stdout
+    done = kizu("import", "folder", tmp_path / "source", tmp_path / "again", "--json")
+    summary = json.loads(done.stdout)
+    assert summary["empty_masks"] == [f"ng/{number:02}.png" for number in range(12)]
+    assert summary["masks"] == 0
+
+
 def test_a_bad_image_ends_with_exit_code_2_one_message_and_nothing_written(
     tmp_path: Path, draw: Draw, kizu: Kizu
 ) -> None:

@@ -250,7 +250,7 @@ def empty_mask(root: Path) -> Row:
             "Lower image.size",
         ),
         (mask_of_another_size, GREY, "mask.png: the mask is 60×80 pixels, its image a.png 80×60", "Save the mask"),
-        (empty_mask, GREY, "mask.png: the mask of NG image a.png is empty", "Draw the defect"),
+        (empty_mask, TILED, "a.png: NG without boxes or mask", "Give the defect's boxes or mask"),
         (ng(box(1, 1, 2, 2), path="missing.png"), GREY, "missing.png: the file is missing", "Restore it"),
     ],
 )
@@ -262,6 +262,16 @@ def test_what_cannot_be_cut_is_said_by_file_with_a_remedy(
     assert problem in caught.value.problem
     assert str(board.root) in caught.value.problem
     assert remedy in (caught.value.remedy or "")
+
+
+def test_an_empty_mask_locates_nothing(board: Manifest) -> None:
+    crops = cut(board, empty_mask(board.root))
+    assert [source.window for source in crops.sources] == [(0, 0, 80, 60)]
+    assert not crops.located.any()
+    boxed = replace(empty_mask(board.root), boxes=ng(box(30, 20, 34, 24)).boxes)
+    from_box = cut(board, ng(box(30, 20, 34, 24)))
+    assert torch.equal(cut(board, boxed).images, from_box.images)
+    assert cut(board, boxed).located.all()
 
 
 @pytest.mark.parametrize("options", [{"crop": 0}, {"context": -0.1}, {"size": (0, 8)}])

@@ -1,9 +1,17 @@
-"""OK images held out for the ranks of several detectors."""
+"""Images with their labels and masks, and OK images held out for the ranks of several detectors."""
 
 from __future__ import annotations
 
-from kizu.training.data.labelled import hold_out_ok
-from kizu.training.data.manifest import NG, OK, Row
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kizu.models.bundle import InputGeometry
+from kizu.training.data.labelled import hold_out_ok, labelled_images
+from kizu.training.data.manifest import NG, OK, Box, Manifest, Row
+
+from .conftest import Draw
 
 
 def images(label: str, count: int, group: str = "", origin: str = "") -> list[Row]:
@@ -39,3 +47,28 @@ def test_the_choice_follows_from_rows_and_seed() -> None:
     rows = images(OK, 100)
     assert {row.path for row in hold_out_ok(rows[::-1], 3)} == {row.path for row in hold_out_ok(rows, 3)}
     assert {row.path for row in hold_out_ok(rows, 4)} != {row.path for row in hold_out_ok(rows, 3)}
+
+
+def test_ng_with_an_empty_mask_teaches_by_its_boxes_or_else_by_its_label(tmp_path: Path, draw: Draw) -> None:
+    draw(tmp_path / "a.png", size=(32, 32))
+    draw(tmp_path / "mask.png", size=(32, 32), value=0)
+    rows = [Row("a.png", NG, mask="mask.png"), Row("a.png", NG, mask="mask.png", boxes=(Box(1, 1, 9, 9, "dent"),))]
+    found = labelled_images(Manifest(tmp_path, rows), rows, InputGeometry(height=32, width=32, channels=1))
+    assert found.labels.tolist() == [1, 1]
+    assert found.mask_of.tolist() == [-1, 1]
+    assert found.masks[1, 0, 1:9, 1:9].min() == 255
+
+
+def test_masks_and_boxes_are_letterboxed_with_their_image(tmp_path: Path, draw: Draw) -> None:
+    draw(tmp_path / "a.png", size=(20, 40))
+    row = Row("a.png", NG, boxes=(Box(0, 10, 5, 20, "dent"),))
+    geometry = InputGeometry(height=32, width=32, channels=1, fit="letterbox")
+    found = labelled_images(Manifest(tmp_path, [row]), [row], geometry)
+    share = found.masks[found.mask_of[0], 0].numpy()
+    # Shown at 32×16 in columns 8 to 24; the left edge, which the box touches, is mirrored.
+    assert share[9:15, 5:11].min() == 255
+    assert share[8:16, 4:12].min() >= 128
+    assert not share[:, 13:].any()
+    assert not share[:, :3].any()
+    np.testing.assert_array_equal(share[:, :8], share[:, 15:7:-1])
+    assert torch.equal(found.labels, torch.tensor([1]))

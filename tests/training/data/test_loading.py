@@ -16,6 +16,8 @@ from kizu.training.data.manifest import OK, Manifest, Row
 GEOMETRIES = {
     "whole-grey": InputGeometry(height=32, width=32, channels=1),
     "whole-oblong-rgb": InputGeometry(height=32, width=56, channels=3),
+    "enlarged-rgb": InputGeometry(height=100, width=120, channels=3, enlarge=2),
+    "letterboxed-grey": InputGeometry(height=64, width=64, channels=1, fit="letterbox", enlarge=2),
     "tiles-grey": InputGeometry(height=32, width=32, channels=1, tile=32, stride=24),
     "resized-tiles-rgb": InputGeometry(height=32, width=32, channels=3, tile=50, stride=37),
 }

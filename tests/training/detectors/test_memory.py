@@ -35,7 +35,7 @@ from kizu.training.training_set import TrainingSet
 GEOMETRY = InputGeometry(height=32, width=32, channels=1)
 
 
-def section_of(preset="small", epochs=1, **options):
+def section_of(preset="self-supervised", epochs=1, **options):
     return DetectorSection(kind="memory", preset=preset, epochs=epochs, batch_size=16, options=options)
 
 
@@ -115,7 +115,7 @@ def test_what_is_pasted_is_one_rectangle_of_the_neighbour():
 def test_a_place_is_pasted_if_any_of_its_pixels_is():
     masks = torch.zeros(1, 1, 33, 47)
     masks[0, 0, 32, 5] = masks[0, 0, 3, 46] = 1
-    found = patch_targets(masks, MemoryConfig(33, 47, 1))
+    found = patch_targets(masks, MemoryConfig(33, 47, 1, features="self-supervised"))
     assert found.shape == (1, 1, 9, 12)
     assert torch.nonzero(found[0, 0]).tolist() == [[0, 11], [8, 1]]
 
@@ -166,7 +166,7 @@ def test_of_many_places_a_drawn_part_is_chosen_from(boards, monkeypatch):
     for _ in range(2):
         method = method_of(section_of(memory=50))
         method.finish(training)
-        kept.append(method.detector().bank)
+        kept.append(method.detector().memory.bank)
     assert len(kept[0]) == 50
     assert torch.equal(kept[0], kept[1])
     chosen_from = int(method.notes[-1].split("chosen from ")[1].split(" ")[0])
@@ -219,7 +219,7 @@ def test_resnets_need_a_file_of_weights_and_train_nothing(boards, tmp_path):
     loop.run()
     method.finish(training)
     assert torch.isfinite(method.detector()(training.batches.next().images)[0]).all()
-    with pytest.raises(UserError, match=r"weights is missing.*\n?.*preset small"):
+    with pytest.raises(UserError, match=r"weights is missing.*\n?.*preset self-supervised"):
         method_of(section_of("resnet34"))
     with pytest.raises(UserError, match="have no weights"):
         method_of(section_of(weights="somewhere.pth"))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kizu.errors import UserError
 from kizu.models.bundle import Bundle
@@ -83,6 +84,16 @@ def test_a_split_that_comes_out_different_is_refused(make_data: MakeData, make_b
     bundle.manifest.recipe["seed"] = "four"
     with pytest.raises(UserError, match="seed or splits cannot be read"):
         evaluate_bundle(bundle, manifest, device="cpu")
+
+
+def test_ng_with_an_empty_mask_take_no_part_in_pixel_metrics(make_data: MakeData, make_bundle: MakeBundle) -> None:
+    bundle = make_bundle(make_data())
+    other = make_data(4, 6, name="others")
+    masked = [row for row in other.rows if row.mask]
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(other.root / masked[0].mask)
+    pixels = evaluate_bundle(bundle, other, device="cpu").metrics.pixels
+    assert pixels is not None
+    assert (pixels.masked_images, pixels.ok_images) == (len(masked) - 1, 4)
 
 
 def test_nothing_labelled_is_a_user_error(make_data: MakeData, make_bundle: MakeBundle) -> None:

@@ -44,6 +44,14 @@ def test_whole_images_come_as_the_geometry_shows_them(parts):
     assert views.scale == pytest.approx((32 / 60, 32 / 80))
 
 
+def test_letterboxed_views_have_one_scale(parts):
+    letterbox = WHOLE.model_copy(update={"fit": "letterbox"})
+    views = ok_views(parts, parts.rows, letterbox, seed=0)
+    assert views.scale == pytest.approx((24 / 60, 32 / 80))
+    expected = {image.numpy().tobytes() for image in shown(parts, parts.rows[:6], letterbox)}
+    assert {image.numpy().tobytes() for image in views.images} == expected
+
+
 def test_tiles_come_from_every_image_and_are_a_function_of_the_seed(parts):
     every = shown(parts, parts.rows[:6], TILED)
     assert len(ok_views(parts, parts.rows, TILED, seed=0)) == len(every)

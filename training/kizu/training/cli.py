@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kizu.errors import UserError
+from kizu.errors import UserError, shortened
 from kizu.training.data.pool import Progress
 from kizu.training.study.cli import bench_app
 from kizu.training.threshold_cli import threshold
@@ -30,8 +30,6 @@ Destination = Annotated[Path, typer.Argument(metavar="DEST", help="New folder fo
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable summary to stdout, nothing else.")]
 OfficialSplit = Annotated[bool, typer.Option("--official-split", help="Keep the published train and test split.")]
 Category = Annotated[str, typer.Option(help="Which category to take, where SRC holds several.")]
-
-_SHOWN = 10
 
 
 def register(app: typer.Typer) -> None:
@@ -350,6 +348,7 @@ def _report(manifest: Manifest, journal: Journal, as_json: bool) -> None:
             "defects": dict(sorted(per_class.items())),
             "groups": len(manifest.groups),
             "masks": sum(1 for row in manifest.rows if row.mask),
+            "empty_masks": journal.empty_masks,
             "skipped": journal.skipped,
             "notes": journal.notes,
             "seconds": round(journal.seconds, 3),
@@ -369,13 +368,12 @@ def _report(manifest: Manifest, journal: Journal, as_json: bool) -> None:
     if manifest.groups:
         table.add_row("groups", str(len(manifest.groups)))
     console.print(table)
-    for note in _shortened(journal.notes):
+    if journal.empty_masks:
+        ng = f"{len(journal.empty_masks)} NG image{'s' * (len(journal.empty_masks) != 1)}"
+        console.print(f"[yellow]warning:[/] {ng} with an empty mask, imported without it: the defect is not located")
+    for path in shortened(journal.empty_masks):
+        console.print(f"  {escape(path)}")
+    for note in shortened(journal.notes):
         console.print(f"[yellow]note:[/] {escape(note)}")
-    for skip in _shortened(journal.skipped):
+    for skip in shortened(journal.skipped):
         console.print(f"[dim]skipped: {escape(skip)}[/]")
-
-
-def _shortened(lines: list[str]) -> list[str]:
-    if len(lines) <= _SHOWN:
-        return lines
-    return [*lines[:_SHOWN], f"… and {len(lines) - _SHOWN} more (--json lists all)"]

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import numpy as np
 import onnx_ir
@@ -57,7 +58,7 @@ def export_onnx(inspector: Inspector) -> bytes:
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
-            output_names=["score", "heatmap"],
+            output_names=["score", "heatmap", "embedding"][: 3 if inspector.embeds else 2],
             dynamic_shapes=(dict.fromkeys(range(4), Dim.DYNAMIC),),
             external_data=False,
             verbose=False,
@@ -76,7 +77,7 @@ def torch_scorer(inspector: Inspector, device: torch.device | str = "cpu") -> Sc
 
     @torch.no_grad()
     def score(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        scores, heatmaps = inspector(torch.from_numpy(np.ascontiguousarray(images)).to(device))
+        scores, heatmaps, *_ = inspector(torch.from_numpy(np.ascontiguousarray(images)).to(device))
         return scores.float().cpu().numpy(), heatmaps.float().cpu().numpy()
 
     return score
@@ -139,6 +140,9 @@ def _name_axes(model: onnx_ir.Model, geometry: InputGeometry) -> None:
     heatmap: list[str | int] = ["N", "H", "W"] if geometry.tile else ["N", geometry.height, geometry.width]
     axes: dict[str, list[str | int]] = {"image": ["N", "H", "W", "C"], "score": ["N"], "heatmap": heatmap}
     for value in [*model.graph.inputs, *model.graph.outputs]:
+        if value.name == "embedding":
+            assert value.shape is not None
+            axes["embedding"] = ["N", cast(int, value.shape[1])]
         value.shape = onnx_ir.Shape(axes[str(value.name)])
 
 

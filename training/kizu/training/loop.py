@@ -46,6 +46,8 @@ class Phase:
     """Updates per step, each on a batch of its own (n_critic)."""
     every: int = 1
     """The phase runs in every n-th step only (lazy regularisation)."""
+    clip: float | None = None
+    """Largest norm of its gradients; None: any."""
 
 
 @dataclass
@@ -241,6 +243,8 @@ class TrainingLoop:
             losses = phase.losses(batch)
         torch.autograd.backward(losses["total"])
         self.processes.average_gradients(phase.trains)
+        if phase.clip is not None:
+            clip_gradients(phase.trains, phase.clip)
         phase.optimizer.step()
         phase.trains.requires_grad_(False)
         return losses
@@ -357,3 +361,12 @@ class TrainingLoop:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def clip_gradients(network: nn.Module, largest: float) -> None:
+    """Scale a network's gradients, together, to a norm of `largest` at most (Pascanu et al. 2013)."""
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    factor = (largest / norm.clamp(min=1e-12)).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(factor)

@@ -17,6 +17,8 @@ from torch.optim import AdamW
 class CosineAdamW(AdamW):
     """AdamW whose rate climbs linearly over the first twentieth of `steps` and falls as a half cosine to zero.
 
+    A group with a `factor` gets so many times the rate.
+
     How many steps were taken is in its state, so a resumed run goes on where it stopped.
     """
 
@@ -39,17 +41,21 @@ class CosineAdamW(AdamW):
     def step(self, closure: Any = None) -> Any:
         """One update."""
         for group in self.param_groups:
-            group["lr"] = self.peak * cosine(group["taken"], self.steps)
+            group["lr"] = self.peak * group.get("factor", 1.0) * cosine(group["taken"], self.steps)
             group["taken"] += 1
         return super().step(closure)
 
 
-def decayed(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Group the network's parameters for AdamW: decay for weights, none for biases and normalisation."""
+def decayed(network: nn.Module, weight_decay: float, factor: float = 1.0) -> list[dict[str, Any]]:
+    """Group the network's parameters for AdamW: decay for weights, none for biases and normalisation.
+
+    Args:
+        factor: of the learning rate.
+    """
     parameters = list(network.parameters())
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, "factor": factor},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "factor": factor},
     ]
 
 

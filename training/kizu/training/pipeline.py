@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.markup import escape
 from torch import nn
 
 from kizu.errors import UserError
@@ -29,6 +30,8 @@ from kizu.models.inspector import Inspector
 from kizu.models.operating_point import VERDICT_MARGIN, OperatingPoint, choose_operating_point
 from kizu.training.data.labelled import defect_classes
 from kizu.training.data.manifest import NG, Manifest, Row
+from kizu.training.data.masks import check_mask_sizes
+from kizu.training.data.sizes import check_sizes
 from kizu.training.data.splits import write_splits
 from kizu.training.detectors import create_detector
 from kizu.training.detectors.method import DetectorMethod
@@ -40,6 +43,7 @@ from kizu.training.execution import Execution
 from kizu.training.export import ParityCheck, export_onnx, torch_scorer
 from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
+from kizu.training.pretrained import Backbones
 from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection, find_dataset, read_recipe
 from kizu.training.run import BUNDLE_FOLDER, RECIPE_FILE, REPORT_FILE, SCORES_FILE, SPLITS_FILE, Run, open_run, owning
@@ -92,6 +96,7 @@ class _Training:
 
     run: Run
     execution: Execution
+    backbones: Backbones = field(default_factory=Backbones)
 
     def bundle(self) -> Bundle | None:
         """Train everything and export it; None on other processes than the main one."""
@@ -107,21 +112,39 @@ class _Training:
         if recipe.augment is not None and all(method.augment is None for method in members):
             raise UserError(
                 f"[augment]: '{recipe.detector[0].kind}' takes its images as they are.",
-                "Leave the section out, or choose a detector that alters them: classifier, semi-supervised or draem.",
+                "Leave the section out, or choose a detector that alters them: supersimplenet, classifier, "
+                "semi-supervised or draem.",
             )
+        notes = self._checked_data(members)
         if recipe.generator is not None:
             self._synthesise(members)
         synthetic_ng = [self._fit(index, method) for index, method in enumerate(members)]
         if not self.execution.processes.is_main:
             return None
-        return _finish(self.run, members, max(synthetic_ng), self.execution.log)
+        return _finish(self.run, members, max(synthetic_ng), notes, self.execution.log)
+
+    def _checked_data(self, members: list[DetectorMethod]) -> list[str]:
+        """Refuse data that the recipe cannot use, before hours of anything; return notes for log and report."""
+        run, log = self.run, self.execution.log
+        if run.recipe.generator is not None or any(method.sampling is not None for method in members):
+            check_mask_sizes(run.manifest, run.training)
+        read = {row.path for row in run.splits.train} if any(method.uses_unlabelled for method in members) else set()
+        rows = [row for row in run.splits.rows if row.label or row.path in read]
+        with log.bar("checking sizes", len(rows)) as advance:
+            enlarged = check_sizes(run.manifest, rows, run.recipe.image.geometry, advance)
+        notes = [*run.notes, *([enlarged] if enlarged else [])]
+        for note in notes:
+            log.say(escape(note))
+        return notes
 
     def _member(self, index: int) -> DetectorMethod:
         recipe = self.run.recipe
         torch.manual_seed(self._seed(index))
         section = _with_weights_found(recipe.detector[index], self.run.recipe_dir)
         defects = defect_classes(self.run.training)
-        method = create_detector(recipe.image.geometry, section, recipe.augment, defects=defects)
+        method = create_detector(
+            recipe.image.geometry, section, recipe.augment, defects=defects, backbones=self.backbones
+        )
         method.check(recipe.generator)
         return method
 
@@ -153,6 +176,7 @@ class _Training:
         if device.type == "cuda":
             method.networks.to(memory_format=torch.channels_last)
         processes.copy_from_main(method.networks)
+        method.prepare(training, log)
         torch.manual_seed(self._seed(index) + 1 + processes.rank)
         loop = TrainingLoop(
             method,
@@ -208,7 +232,7 @@ def _detector(run: Run, members: list[DetectorMethod], log: RunLog) -> nn.Module
     return Ensemble([method.detector() for method in members], scales, run.recipe.combine)
 
 
-def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, log: RunLog) -> Bundle:
+def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, notes: list[str], log: RunLog) -> Bundle:
     geometry = run.recipe.image.geometry
     detector = _detector(run, members, log)
     log.say("exporting to ONNX")
@@ -241,14 +265,25 @@ def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, log: Run
         ),
         metrics=metrics.as_dict() | {"heatmap_range": heatmap_range},
         parity=parity,
+        pretrained=list(dict.fromkeys(weights for method in members for weights in method.pretrained)),
     )
-    note = "This is the test split: neither training nor the threshold has seen it."
-    report = build_report(manifest, session.score, run.manifest, scored, metrics, evaluated="test split", notes=[note])
+    notes = [
+        "This is the test split: neither training nor the threshold has seen it.",
+        *notes,
+        *_member_notes(members),
+    ]
+    report = build_report(manifest, session.score, run.manifest, scored, metrics, evaluated="test split", notes=notes)
     bundle = write_bundle(run.folder / BUNDLE_FOLDER, model, kept, manifest, report)
     log.console.print(summary_table(metrics))
     log.say(operating_point.statement())
     log.say(f"bundle: {bundle.path}\nreport: {bundle.report}")
     return bundle
+
+
+def _member_notes(members: list[DetectorMethod]) -> list[str]:
+    """What each detector has to say, after its kind where there are several."""
+    several = len(members) > 1
+    return [f"Detector {i}: {note}" if several else note for i, m in enumerate(members, 1) for note in m.notes]
 
 
 def _calibrate(

@@ -1,6 +1,6 @@
 """The recipe: product, images, generator and detector, as a TOML file.
 
-Unknown keys are errors that name the nearest known one; every section but `[detector]` may be left out.
+Unknown keys are errors that name the nearest known one; every section may be left out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ Pixels = Annotated[int, Field(ge=32, le=1024)]
 Size = Pixels | Annotated[tuple[Pixels, Pixels], Field(strict=False)]
 """A side, or [height, width]; TOML and JSON have no tuples."""
 Option = bool | int | float | str
+ENLARGE = 2.0
+"""Most that an image smaller than `image.size` is enlarged."""
 
 
 class _Section(BaseModel):
@@ -40,6 +42,9 @@ class ImageSection(_Section):
     """Inspect in square tiles of this many source pixels; left out: the whole image is resized to `size`."""
     stride: int | None = Field(default=None, ge=1)
     """Source pixels from tile to tile; left out: three quarters of `tile`."""
+    fit: Literal["stretch", "letterbox"] = "stretch"
+    """Whole images of another shape than `size`: `stretch` them to it, or keep their proportions (`letterbox`) and
+    mirror them at their edges to fill the rest."""
 
     @model_validator(mode="after")
     def _tiling_is_whole(self) -> ImageSection:
@@ -49,6 +54,8 @@ class ImageSection(_Section):
             raise ValueError(f"stride {self.stride} leaves gaps between tiles of {self.tile} pixels")
         if self.tile is not None and not isinstance(self.size, int) and self.size[0] != self.size[1]:
             raise ValueError("tiles are square, so size must be one number")
+        if self.tile is not None and self.fit != "stretch":
+            raise ValueError(f'fit = "{self.fit}" is for whole images: tiles keep their proportions anyway')
         return self
 
     @property
@@ -56,7 +63,15 @@ class ImageSection(_Section):
         """The geometry that the bundle states."""
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
         stride = None if self.tile is None else self.stride or max(1, self.tile * 3 // 4)
-        return InputGeometry(height=height, width=width, channels=self.channels, tile=self.tile, stride=stride)
+        return InputGeometry(
+            height=height,
+            width=width,
+            channels=self.channels,
+            tile=self.tile,
+            stride=stride,
+            fit=self.fit,
+            enlarge=ENLARGE if self.tile is None else 1.0,
+        )
 
 
 class GeneratorSection(_Section):
@@ -119,11 +134,15 @@ class GeneratorSection(_Section):
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
+AUTO = "auto"
+"""Kind of a detector that the data choose (`kizu.training.auto`)."""
+
+
 class DetectorSection(_Section):
     """`[detector]`: the method that scores images."""
 
-    kind: str
-    """Name of the method."""
+    kind: str = AUTO
+    """Name of the method; `auto`: the data choose."""
     preset: str = "small"
     """Name of a set of option values."""
     epochs: int = Field(default=20, ge=1)
@@ -215,7 +234,7 @@ class Recipe(_Section):
         tuple[DetectorSection, ...],
         BeforeValidator(_as_tuple),
         Field(min_length=1, max_length=8),
-    ]
+    ] = (DetectorSection(),)
     """The method that scores; several are combined."""
     combine: Literal["mean", "max"] = "mean"
     """Combination of several detectors: the mean or the maximum of their scores' ranks."""

@@ -20,8 +20,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kizu.errors import UserError
+from kizu.training.auto import resolve
 from kizu.training.data.labelled import hold_out_ok
 from kizu.training.data.manifest import NG, Manifest, Row
+from kizu.training.data.masks import without_empty_masks
 from kizu.training.data.splits import Splits, assign_splits
 from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection, Recipe
@@ -62,6 +64,8 @@ class Run:
     folder: Path
     recipe_dir: Path
     """Paths in a recipe are relative to this directory first, then to the working directory."""
+    notes: tuple[str, ...] = ()
+    """Remarks on the data and on what the run made of them, for log and report."""
 
     @property
     def generator_folder(self) -> Path:
@@ -118,11 +122,21 @@ class Run:
 
 
 def open_run(recipe: Recipe, manifest: Manifest, folder: Path, recipe_dir: Path, log: RunLog) -> Run:
-    """Split the data and take its fingerprint."""
-    splits = assign_splits(manifest, recipe.seed, recipe.splits.fractions, recipe.splits.certification)
+    """Split the data, choose the detectors where the recipe leaves that to Kizu, and take the data's fingerprint.
+
+    NG with an empty mask go on without it, which is said.
+
+    Raises:
+        UserError: as `assign_splits` and `resolve`, or a file that cannot be read.
+    """
     with log.bar("reading data", len(manifest)) as advance:
         fingerprint = manifest.fingerprint(advance)
-    return Run(recipe, manifest, splits, fingerprint, folder, recipe_dir)
+    rows, empty = without_empty_masks(manifest, manifest.rows)
+    located = Manifest(manifest.root, rows)
+    splits = assign_splits(located, recipe.seed, recipe.splits.fractions, recipe.splits.certification)
+    recipe, reason = resolve(recipe, splits.train)
+    notes = tuple(note for note in (empty, reason) if note)
+    return Run(recipe, located, splits, fingerprint, folder, recipe_dir, notes)
 
 
 @contextmanager

@@ -53,6 +53,11 @@ class Sampling(Protocol):
         ...
 
     @property
+    def needs_ng(self) -> bool:
+        """It cannot learn from OK alone."""
+        ...
+
+    @property
     def unlabelled_share(self) -> float:
         """Share of a batch, for detectors that use unlabelled images, where there are any."""
         ...
@@ -222,21 +227,25 @@ def _batches(
         torch.nonzero(chosen)[:, 0]
         for chosen in (images.labels == 0, ng & ~images.synthetic, ng & images.synthetic, unlabelled)
     )
-    if not len(real) and not (len(synthetic) and sampling.synthetic_is_ng):
+    without_ng = not len(real) and not (len(synthetic) and sampling.synthetic_is_ng)
+    if without_ng and sampling.needs_ng:
         raise UserError(
             f"{run.manifest.root}: the train split has no NG, and '{section.kind}' learns from them.",
             "Add NG images, or choose a detector that learns from OK parts alone: ganomaly or fanogan.",
         )
     wanted = round(sampling.unlabelled_share * section.batch_size)
     unlabelled_count = min(wanted, section.batch_size - 2) if len(unknown) else 0
-    counts = apportion(
-        section.batch_size - unlabelled_count,
-        sampling.ng_share,
-        len(real),
-        len(synthetic),
-        sampling.synthetic_ratio,
-        synthetic_is_ng=sampling.synthetic_is_ng,
-    )
+    labelled = section.batch_size - unlabelled_count
+    counts = (labelled, 0, 0)
+    if not without_ng:
+        counts = apportion(
+            labelled,
+            sampling.ng_share,
+            len(real),
+            len(synthetic),
+            sampling.synthetic_ratio,
+            synthetic_is_ng=sampling.synthetic_is_ng,
+        )
     members = (ok, real, synthetic, unknown)
     per_batch = (*counts, unlabelled_count)
     strata = [Stratum(indices, n) for indices, n in zip(members, per_batch, strict=True) if n]

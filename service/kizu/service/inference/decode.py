@@ -102,7 +102,7 @@ def inspect_header(data: bytes, media_type: str, max_pixels: int) -> ImageHeader
 def check_size(header: ImageHeader, geometry: InputGeometry) -> None:
     """Raise ImageTooSmallError if the image is smaller than the model's geometry."""
     if not geometry.accepts(header.height, header.width):
-        raise ImageTooSmallError((header.width, header.height), (geometry.min_width, geometry.min_height))
+        raise ImageTooSmallError((header.width, header.height), geometry.smallest)
 
 
 def decode_image(data: bytes, max_pixels: int) -> NDArray[np.uint8]:

@@ -73,13 +73,10 @@ class ImageTooLargeError(InferenceError):
 class ImageTooSmallError(InferenceError):
     """An image smaller than the model's geometry, in pixels."""
 
-    def __init__(self, size: tuple[int, int], minimum: tuple[int, int]):
-        super().__init__(
-            f"The image is {size[0]}×{size[1]} pixels; the recipe needs at least {minimum[0]}×{minimum[1]}."
-        )
+    def __init__(self, size: tuple[int, int], smallest: str):
+        super().__init__(f"The image is {size[0]}×{size[1]} pixels; the recipe needs at least {smallest}.")
         self.size = size
         """(width, height)"""
-        self.minimum = minimum
 
 
 class DamagedImageError(InferenceError):

@@ -46,6 +46,41 @@ def test_labels_defects_and_masks_come_from_folders(tmp_path: Path, draw: Draw) 
     assert np.all(mask)
 
 
+def test_an_empty_mask_is_left_out_and_its_image_noted(tmp_path: Path, draw: Draw) -> None:
+    for name in ("ok/1.png", "ng/dent/2.png", "ng/dent/3.png"):
+        draw(tmp_path / "source" / name)
+    for number in (2, 3):
+        draw(tmp_path / "source" / "masks" / "dent" / f"{number}.png", value=255 * (number - 2))
+    journal = Journal()
+    manifest = import_folder(tmp_path / "source", tmp_path / "set", journal=journal)
+    assert journal.empty_masks == ["ng/dent/2.png"]
+    assert {row.path: row.mask for row in manifest.rows} == {
+        "ok/1.png": "",
+        "ng/dent/2.png": "",
+        "ng/dent/3.png": "masks/dent/3.png",
+    }
+    assert Manifest.read(tmp_path / "set").rows == manifest.rows
+    assert not (tmp_path / "set" / "masks" / "dent" / "2.png").exists()
+
+
+def test_all_files_at_fault_are_named_at_once(tmp_path: Path, draw: Draw) -> None:
+    source = tmp_path / "source"
+    for name in ("ok/1.png", "ok/2.png", "ng/dent/3.png", "ng/dent/4.png", "ng/dent/5.png"):
+        draw(source / name)
+    for number in (3, 4):
+        draw(source / "masks" / "dent" / f"{number}.png", size=(16, 8 + number))
+    (source / "ok" / "2.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="3 files cannot be imported, and nothing was") as caught:
+        import_folder(source, tmp_path / "set")
+    masks = source / "masks" / "dent"
+    assert caught.value.details[:2] == (
+        f"{masks / '3.png'}: the mask is 16×11 pixels, its image {source / 'ng/dent/3.png'} 16×16",
+        f"{masks / '4.png'}: the mask is 16×12 pixels, its image {source / 'ng/dent/4.png'} 16×16",
+    )
+    assert str(source / "ok" / "2.png") in caught.value.details[2]
+    assert leftovers(tmp_path) == ["source"]
+
+
 def test_one_class_data_are_allowed_and_said(tmp_path: Path, draw: Draw) -> None:
     draw(tmp_path / "source" / "good" / "1.png")
     journal = Journal()

@@ -87,9 +87,10 @@ def test_ctrl_c_during_an_import_leaves_nothing(tmp_path: Path, draw: Draw) -> N
         signal.signal(signal.SIGINT, signal.default_int_handler)
         copy = staging._copy
         def slow(item, folder):
-            copy(item, folder)
+            row = copy(item, folder)
             print("copied", flush=True)
             time.sleep(0.3)
+            return row
         staging._copy = slow
         import_folder(Path(sys.argv[1]), Path(sys.argv[2]))
         """

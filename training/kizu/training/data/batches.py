@@ -32,6 +32,8 @@ class Batch(NamedTuple):
     """float32 [N, C, H, W] in [−1, 1]."""
     labels: Tensor
     """Class numbers, int64 [N]; zeros where the set has no labels."""
+    indices: Tensor | None = None
+    """Which images of the set they are, int64 [N]; None where they are of none."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,15 @@ class LabelledBatch(Batch):
 
     truth: Truth
 
-    def __new__(cls, images: Tensor, labels: Tensor, truth: Truth) -> LabelledBatch:
-        """A pair of images and labels that carries `truth`."""
-        batch = super().__new__(cls, images, labels)
+    def __new__(cls, images: Tensor, labels: Tensor, truth: Truth, indices: Tensor | None = None) -> LabelledBatch:
+        """Images and labels that carry `truth`."""
+        batch = super().__new__(cls, images, labels, indices)
         batch.truth = truth
         return batch
 
     def _replace(self, **fields: Any) -> LabelledBatch:
-        return LabelledBatch(fields.get("images", self.images), fields.get("labels", self.labels), self.truth)
+        values = self._asdict() | fields
+        return LabelledBatch(values["images"], values["labels"], self.truth, values["indices"])
 
 
 class Stratum(NamedTuple):
@@ -136,7 +139,7 @@ class Batches:
         """Return the images at these indices of the set, int64 [N]."""
         pixels = self.images[indices.to(self.images.device)]
         images = pixels.to(self.device, torch.float32) / 127.5 - 1
-        return Batch(images, self.labels[indices.to(self.labels.device)])
+        return Batch(images, self.labels[indices.to(self.labels.device)], indices)
 
     def _indices(self, start: int, count: int) -> Tensor:
         size = self._epochs_per_block * len(self.images)
@@ -212,12 +215,13 @@ class LabelledBatches(Batches):
 
     def at(self, indices: Tensor) -> LabelledBatch:
         """Return the images at these indices of the set, int64 [N]."""
-        images, labels = super().at(indices)
+        images, labels, _ = super().at(indices)
         indices = indices.to(self.device)
         mask_of = self.mask_of[indices]
         masks = self.masks[mask_of.clamp(min=0).to(self.masks.device)].to(self.device)
         known = (self.weights, self.defects, self.synthetic)
-        return LabelledBatch(images, labels, Truth(masks, mask_of >= 0, *(of_set[indices] for of_set in known)))
+        truth = Truth(masks, mask_of >= 0, *(of_set[indices] for of_set in known))
+        return LabelledBatch(images, labels, truth, indices)
 
     def _indices(self, start: int, count: int) -> Tensor:
         batch, offset = divmod(start, self.batch_size)

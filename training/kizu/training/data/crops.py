@@ -26,7 +26,7 @@ from torch import Tensor
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.models.inspector import Geometry
-from kizu.training.data.labelled import rasterised
+from kizu.training.data.labelled import not_located, rasterised
 from kizu.training.data.loading import to_pixels
 from kizu.training.data.manifest import FILE, NG, Box, Manifest, Row
 from kizu.training.data.pool import Progress, in_order
@@ -116,8 +116,8 @@ def ng_crops(
     of its row's class.
 
     Raises:
-        UserError: no NG; an image or mask that cannot be read; a mask that is empty or of another size than its image;
-            a box outside its image; and of images without box and mask, one that is smaller than the geometry
+        UserError: no NG; an image or mask that cannot be read; a mask of another size than its image; a box outside its
+            image; and of images without box and mask (or with an empty one), one that is smaller than the geometry
             allows, or any if the geometry tiles.
     """
     if (crop is not None and crop < 1) or context < 0 or (size is not None and min(size) < 1):
@@ -140,15 +140,10 @@ def _check_rows(manifest: Manifest, rows: Sequence[Row], geometry: InputGeometry
             f"{manifest.root / FILE}: there is no NG image from a camera to learn defects from",
             "Add NG images with boxes or masks, or train without synthetic NG (no [generator] in the recipe).",
         )
-    if geometry.tile is None:
-        return
-    for row in rows:
-        if not (row.boxes or row.mask):
-            raise UserError(
-                f"{manifest.root / row.path}: NG without boxes or mask, and the recipe inspects in tiles: which of its "
-                "tiles hold the defect cannot be known",
-                "Give the defect's boxes or mask in the manifest, or leave image.tile out of the recipe.",
-            )
+    if geometry.tile is not None:
+        for row in rows:
+            if not (row.boxes or row.mask):
+                raise not_located(manifest, row)
 
 
 class _Cutter:
@@ -165,10 +160,12 @@ class _Cutter:
     ):
         self.manifest = manifest
         self.size = size
+        self.tiled = geometry.tile is not None
         self.crop = crop or geometry.tile or max(geometry.height, geometry.width)
         self.context = context
         self.exact = exact
-        self.whole = InputGeometry(height=size[0], width=size[1], channels=geometry.channels)
+        whole = {"height": size[0], "width": size[1], "tile": None, "stride": None}
+        self.whole = geometry.model_copy(update=whole)
         self.prepare = Geometry(self.whole)
         self.prepare_mask = Geometry(self.whole.model_copy(update={"channels": 1}))
 
@@ -178,6 +175,8 @@ class _Cutter:
         mask = self._mask(row, height, width)
         defects = self._defects(row, mask, height, width)
         if not defects or mask is None:
+            if self.tiled:
+                raise not_located(self.manifest, row)
             self._check_whole(row, height, width)
             image = self._render(pixels)
             return [Cut((0, 0, width, height), row.defect or UNNAMED, image, torch.zeros_like(image[:1]))]
@@ -227,10 +226,6 @@ class _Cutter:
             raise UserError(
                 f"{file}: the mask is {mask.shape[1]}×{mask.shape[0]} pixels, its image {row.path} {width}×{height}",
                 "Save the mask in the size of its image, or clear the row's mask.",
-            )
-        if not mask.any():
-            raise UserError(
-                f"{file}: the mask of NG image {row.path} is empty", "Draw the defect, or clear the row's mask."
             )
         return mask
 

@@ -130,6 +130,8 @@ def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
 def defect_share(manifest: Manifest, row: Row, geometry: InputGeometry) -> Tensor | None:
     """Share of each pixel that is defect, uint8 [tiles, 1, h, w], for an NG row with mask or boxes; else None.
 
+    An empty mask is none.
+
     Raises:
         UserError: a mask that cannot be read or has another size than its image.
     """
@@ -138,6 +140,8 @@ def defect_share(manifest: Manifest, row: Row, geometry: InputGeometry) -> Tenso
     height, width = manifest.image(row).shape[:2]
     mask = manifest.mask(row)
     if mask is None:
+        if not row.boxes:
+            return None
         mask = rasterised(row, height, width)
     if mask.shape != (height, width):
         raise UserError(
@@ -148,6 +152,15 @@ def defect_share(manifest: Manifest, row: Row, geometry: InputGeometry) -> Tenso
     prepare = Geometry(geometry.model_copy(update={"channels": 1}))
     x = prepare(torch.from_numpy(mask.astype(np.uint8) * 255)[None, :, :, None])
     return to_pixels(x)
+
+
+def not_located(manifest: Manifest, row: Row) -> UserError:
+    """The error of an NG row from whose tiles none can be told to hold the defect."""
+    return UserError(
+        f"{manifest.root / row.path}: NG without boxes or mask, and the recipe inspects in tiles: which of its tiles "
+        "hold the defect cannot be known",
+        "Give the defect's boxes or mask in the manifest, or leave image.tile out of the recipe.",
+    )
 
 
 def rasterised(row: Row, height: int, width: int) -> NDArray[np.bool_]:
@@ -214,9 +227,5 @@ def _tile_counts(
         height, width = manifest.image(row).shape[:2]
         counts.append(grid(height) * grid(width))
         if row.label == NG and share is None and counts[-1] > 1:
-            raise UserError(
-                f"{manifest.root / row.path}: NG without boxes or mask, and the recipe inspects in tiles: which of its "
-                "tiles hold the defect cannot be known",
-                "Give the defect's boxes or mask in the manifest, or leave image.tile out of the recipe.",
-            )
+            raise not_located(manifest, row)
     return counts

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
 from kizu.models.inspector import Geometry
 from kizu.training.data.manifest import Manifest, Row
 from kizu.training.data.pool import Progress, in_order
+from kizu.training.data.sizes import too_small
 
 
 def training_tensor(
@@ -37,11 +37,7 @@ def training_tensor(
     for row, pixels in zip(rows, in_order(manifest.image, rows, progress), strict=True):
         height, width = pixels.shape[:2]
         if not geometry.accepts(height, width):
-            raise UserError(
-                f"{manifest.root / row.path} is {width}×{height} pixels, smaller than the "
-                f"{geometry.min_width}×{geometry.min_height} that [image] asks for.",
-                "Lower image.size or image.tile in the recipe, or leave the image out of the data set.",
-            )
+            raise too_small(manifest, [(row.path, height, width)], geometry)
         x = prepare.pixels(torch.tensor(pixels)[None])
         whole = x.to(torch.uint8)
         pieces.append(whole if torch.equal(whole.float(), x) else x)

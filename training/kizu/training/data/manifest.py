@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from kizu import files
 from kizu.errors import UserError
-from kizu.models.decode import ImageError, decode, decode_mask
+from kizu.models.decode import ImageError, decode, decode_mask, read_header
 from kizu.training.data.listing import Listing
 from kizu.training.data.origin import is_origin
 from kizu.training.data.pool import Progress, in_order
@@ -133,8 +133,28 @@ class Manifest:
         except (OSError, ImageError) as error:
             raise _unreadable(path, error) from error
 
+    def size(self, row: Row) -> tuple[int, int]:
+        """The image's (height, width), from its header alone.
+
+        Raises:
+            UserError: the file is missing, unreadable or not an image.
+        """
+        return self._size(row.path)
+
+    def mask_size(self, row: Row) -> tuple[int, int]:
+        """The mask's (height, width), as `size`, of a row that has one."""
+        return self._size(row.mask)
+
+    def _size(self, name: str) -> tuple[int, int]:
+        path = self.root / name
+        try:
+            header = read_header(path.read_bytes())
+        except (OSError, ImageError) as error:
+            raise _unreadable(path, error) from error
+        return header.height, header.width
+
     def mask(self, row: Row) -> NDArray[np.bool_] | None:
-        """The row's defect mask, bool[H, W], or None where it has none.
+        """The row's defect mask, bool[H, W]; None where it has none, or one that marks nothing: it locates no defect.
 
         Raises:
             UserError: as `image`.
@@ -143,9 +163,10 @@ class Manifest:
             return None
         path = self.root / row.mask
         try:
-            return decode_mask(path.read_bytes())
+            mask = decode_mask(path.read_bytes())
         except (OSError, ImageError) as error:
             raise _unreadable(path, error) from error
+        return mask if mask.any() else None
 
     @property
     def defects(self) -> list[str]:

@@ -3,6 +3,7 @@
 Notable here:
 - Every batch holds a fixed share of NG, however rare they are; the set is never reweighted instead.
 - The image's label teaches through the pool, masks and boxes teach the map directly, both halves of it equally.
+- A pretrained backbone is frozen while the head finds its place, then trains at a low rate with it.
 - Three losses: `bce`; `pauc` for the NG that score lowest; `neyman-pearson`, which bounds one error and lowers the
   other.
 - AdamW with a warm-up and a cosine; the average of the weights scores. Its two calibration numbers are fitted once, on
@@ -15,7 +16,7 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +25,19 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from kizu.errors import UserError
-from kizu.models.classifier import PRESETS, Classifier, ClassifierConfig, ResNetBackbone
+from kizu.models.backbones import PretrainedBackbone
+from kizu.models.bundle import PretrainedWeights
+from kizu.models.classifier import PRESETS, Classifier, ClassifierConfig, ResNetBackbone, TimmBackbone
 from kizu.models.config import STRICT
 from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batch, LabelledBatch, Truth
 from kizu.training.detectors.calibration import calibrate
-from kizu.training.detectors.method import DetectorContext
+from kizu.training.detectors.method import DetectorContext, UnpreparedMethod
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW, decayed
 from kizu.training.options import Presets
-from kizu.training.recipe import AugmentSection, GeneratorSection
+from kizu.training.pretrained import PretrainedOptions, described, load_pretrained
+from kizu.training.recipe import AugmentSection
 from kizu.training.training_set import Sampling, TrainingSet
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -71,11 +75,21 @@ class ClassifierTraining:
     ema_decay: float = Field(default=0.998, ge=0, lt=1)
     """Decay of the averaged weights, which score."""
     weights: str | None = None
-    """A local file with torchvision's weights of the backbone; left out: from scratch."""
+    """A local file with the backbone's weights: torchvision's for a ResNet, left out: from scratch; timm's for another
+    network, left out: those of `tf_efficientnet_lite0` that come with Kizu."""
+    backbone_rate: float = Field(default=0.1, ge=0, le=1)
+    """Pretrained backbones: their learning rate, as a share of the head's; 0: they stay frozen."""
+    head_share: float = Field(default=0.1, ge=0, le=1)
+    """Pretrained backbones: share of the updates in which only the head trains."""
 
     @property
     def synthetic_is_ng(self) -> bool:
         """Always."""
+        return True
+
+    @property
+    def needs_ng(self) -> bool:
+        """Always: it tells two labels apart."""
         return True
 
     @property
@@ -148,7 +162,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-class ClassifierMethod:
+class ClassifierMethod(UnpreparedMethod):
     """One stage, one phase; `average` is what scores."""
 
     uses_unlabelled = False
@@ -165,8 +179,12 @@ class ClassifierMethod:
         self.augment: AugmentSection | None = AugmentSection()
         self.notes: list[str] = []
         """Remarks for the report on how it was made."""
+        self._of_others: list[PretrainedWeights] = []
+        loaded = self._load_pretrained()  # first: it says what is wrong with a backbone's name
         classifier = Classifier(self.config)
-        if self.training.weights is not None:
+        if loaded is not None:
+            cast(TimmBackbone, classifier.backbone).network.load_state_dict(loaded.state_dict())
+        elif self.training.weights is not None:
             self.notes.append(load_backbone(classifier.backbone, Path(self.training.weights)))
         classifier.to(memory_format=torch.channels_last)  # on a CPU, too, a tenth to a quarter faster
         self.networks = nn.ModuleDict({"classifier": classifier, "average": copy.deepcopy(classifier)})
@@ -183,6 +201,11 @@ class ClassifierMethod:
         """The network that scores."""
         return cast(Classifier, self.networks["average"])
 
+    @property
+    def pretrained(self) -> list[PretrainedWeights]:
+        """The backbone's, which the run goes on training."""
+        return self._of_others
+
     def detector(self) -> nn.Module:
         """The average."""
         return self.average
@@ -190,11 +213,21 @@ class ClassifierMethod:
     def stages(self, images: int) -> list[Stage]:
         """`epochs` passes, counted in the camera's images."""
         steps = max(1, round(self.section.epochs * images / self.section.batch_size))
-        groups = decayed(self.classifier, self.training.weight_decay)
+        if self.config.pretrained is None:
+            return [self._stage("classifier", self.classifier, steps, decayed(self.classifier, self._decay))]
+        first = min(steps - 1, round(self.training.head_share * steps)) if self.training.backbone_rate else steps
+        head = decayed(self.classifier.head, self._decay)
+        tuned = decayed(self.classifier.backbone, self._decay, self.training.backbone_rate)
+        stages = [self._stage("head", self.classifier.head, first, head)] if first else []
+        if first < steps:
+            stages.append(self._stage("classifier", self.classifier, steps - first, [*head, *tuned]))
+        return stages
+
+    def _stage(self, name: str, trains: nn.Module, steps: int, groups: list[dict[str, Any]]) -> Stage:
         optimizer = self._optimizer = CosineAdamW(groups, self.section.learning_rate or 2e-3, steps)
-        phase = Phase("fit", self.classifier, optimizer, self._losses)
+        phase = Phase("fit", trains, optimizer, self._losses)
         average = Ema(self.classifier, self.average, self.training.ema_decay)
-        return [Stage("classifier", steps, [phase], averages=[average], problem=self._collapse)]
+        return Stage(name, steps, [phase], averages=[average], problem=self._collapse)
 
     @torch.no_grad()
     def samples(self, images: Tensor) -> Tensor:
@@ -202,11 +235,17 @@ class ClassifierMethod:
         heat = torch.sigmoid(self.average(images)[1].float()) * 2 - 1
         return torch.cat([images, heat.expand_as(images)])
 
-    def check(self, generator: GeneratorSection | None) -> None:
-        """Learns with or without one."""
+    @property
+    def _decay(self) -> float:
+        return self.training.weight_decay
 
-    def begin(self, run: Path) -> None:
-        """Nothing to do."""
+    def _load_pretrained(self) -> PretrainedBackbone | None:
+        if self.config.pretrained is None:
+            return None
+        backbone, weights = load_pretrained(self.config.pretrained, PretrainedOptions(self.training.weights))
+        self._of_others = [weights.model_copy(update={"frozen": not self.training.backbone_rate})]
+        self.notes.append(f"features: {described(weights)}")
+        return backbone
 
     def finish(self, training: TrainingSet) -> None:
         """Calibrate on what was held out, if anything was."""

@@ -1,9 +1,10 @@
 """Making of a memory of good parts (networks and paper: `kizu.models.memory`).
 
 Notable here:
-- Features come from where the recipe says. By default a small encoder learns them in this run, from OK and unlabelled
-  images: it marks what was pasted into them from elsewhere (CutPaste, Li et al., CVPR 2021), at each patch and not for
-  the image as a whole, as the memory needs it. Only its features stay; no patch is scored by what it says of pastes.
+- Features come from where the recipe says: by default from a pretrained backbone, and nothing trains.
+- A small encoder can learn them in this run instead, from OK and unlabelled images: it marks what was pasted into them
+  from elsewhere (CutPaste, Li et al., CVPR 2021), at each patch and not for the image as a whole, as the memory needs
+  it. Only its features stay; no patch is scored by what it says of pastes.
 - The memory is filled once, after training, from images known to be OK: a greedy k-centre coreset (Roth et al. 2022,
   algorithm 1), which leaves no patch of an OK part further from it than twice what is possible.
 - That step draws from seeds of its own: a resumed run gets the same memory, bit by bit.
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kizu.errors import UserError
+from kizu.models.bundle import PretrainedWeights
 from kizu.models.config import STRICT
 from kizu.models.memory import (
     PRESETS,
@@ -30,6 +32,7 @@ from kizu.models.memory import (
     LocalEncoder,
     MemoryConfig,
     MemoryDetector,
+    PretrainedMemoryDetector,
     ResNetLevels,
 )
 from kizu.models.stylegan2 import Discriminator
@@ -45,6 +48,8 @@ from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW
 from kizu.training.options import Presets
 from kizu.training.penalties import spectral_normalised
+from kizu.training.pretrained import Backbones, PretrainedOptions, described
+from kizu.training.progress import RunLog
 from kizu.training.recipe import AugmentSection, GeneratorSection
 from kizu.training.run import GENERATOR_FOLDER
 from kizu.training.training_set import TrainingSet
@@ -60,11 +65,12 @@ VISIBLE = 0.1
 
 
 @dataclass(frozen=True, config=STRICT)
-class MemoryTraining:
+class MemoryTraining(PretrainedOptions):
     """Options of `[detector.options]` besides the network's."""
 
     weights: str | None = None
-    """`resnet18`, `resnet34`: a local file with torchvision's weights."""
+    """A local file: `pretrained`: with weights of `backbone`, left out: those that come with Kizu; `resnet18`,
+    `resnet34`: with torchvision's weights."""
 
 
 class MemoryMethod(OneClassMethod):
@@ -86,6 +92,11 @@ class MemoryMethod(OneClassMethod):
         # Sampled here, where resumed runs sample the same.
         self._projection_seed, self._coreset_seed = torch.randint(2**31, (2,)).tolist()
         self._spread: Tensor | None = None
+        self._weights: list[PretrainedWeights] = []
+        self._pretrained: PretrainedMemoryDetector | None = None
+        if self.config.features == "pretrained":
+            self._build_pretrained(training, context.backbones)
+            return
         if training.weights is not None and self.config.features not in RESNETS:
             raise UserError(
                 f"detector.options.weights: features '{self.config.features}' have no weights to start from.",
@@ -103,8 +114,18 @@ class MemoryMethod(OneClassMethod):
         return self._detector
 
     @property
-    def _detector(self) -> MemoryDetector:
-        return cast(MemoryDetector, self.networks["detector"])
+    def pretrained(self) -> list[PretrainedWeights]:
+        """The backbone's, where features are pretrained."""
+        return self._weights
+
+    @property
+    def _detector(self) -> MemoryDetector | PretrainedMemoryDetector:
+        return self._pretrained or cast(MemoryDetector, self.networks["detector"])
+
+    @property
+    def _encoder(self) -> nn.Module:
+        """The network whose features this run learns."""
+        return cast(MemoryDetector, self._detector).patches.backbone
 
     def check(self, generator: GeneratorSection | None) -> None:
         """Check that there is a discriminator of the detector's image size, where features are its own.
@@ -146,12 +167,24 @@ class MemoryMethod(OneClassMethod):
             ) from error
         self._build(levels, "the discriminator of this run's generator")
 
+    def prepare(self, training: TrainingSet, log: RunLog) -> None:  # noqa: ARG002
+        """Take a backbone that does not train to where the images are."""
+        self._detector.to(training.batches.device)
+
+    def _build_pretrained(self, options: PretrainedOptions, backbones: Backbones) -> None:
+        backbone, weights = backbones.load(self.config, options)
+        self._pretrained = PretrainedMemoryDetector(self.config, backbone, self._projection_seed)
+        self._weights = [weights]
+        self.networks["memory"] = self._pretrained.memory
+        rows, columns = self.config.places
+        self.notes.append(f"features: {described(weights)}, at each of {rows}×{columns} patches")
+
     def _build_resnet(self, weights: str | None) -> None:
         if weights is None:
             raise UserError(
                 f"detector.options.weights is missing: features '{self.config.features}' come from trained weights.",
-                "Give a local file with torchvision's weights (Kizu downloads nothing), or choose the preset small, "
-                "which learns its features in this run.",
+                "Give a local file with torchvision's weights (Kizu downloads nothing), or choose the preset "
+                "self-supervised, which learns its features in this run.",
             )
         levels = ResNetLevels(self.config)
         loaded = load_backbone(levels.network, Path(weights))
@@ -160,7 +193,7 @@ class MemoryMethod(OneClassMethod):
     def _build(self, backbone: LocalEncoder | ResNetLevels | DiscriminatorLevels, source: str) -> None:
         self.networks["detector"] = MemoryDetector(self.config, backbone, self._projection_seed)
         parameters = sum(p.numel() for p in backbone.parameters())
-        rows, columns = self.config.grid
+        rows, columns = self.config.places
         kept = f", projected to {self.config.dimensions}" if self.config.dimensions else ""
         self.notes.append(
             f"features: {source}; {parameters} parameters, {sum(backbone.widths)} features{kept} at each of "
@@ -172,7 +205,7 @@ class MemoryMethod(OneClassMethod):
         if self.config.features != "self-supervised":
             return []
         steps = max(1, round(self.section.epochs * images / self.section.batch_size))
-        trained = nn.ModuleList([self._detector.patches.backbone, self.networks["head"]])
+        trained = nn.ModuleList([self._encoder, self.networks["head"]])
         optimizer = CosineAdamW(
             [{"params": list(trained.parameters()), "weight_decay": 0.0}], self.section.learning_rate or 1e-3, steps
         )
@@ -208,22 +241,23 @@ class MemoryMethod(OneClassMethod):
             raise UserError("The train split has no OK image to remember.", "Label some images OK.")
         generator = torch.Generator().manual_seed(self._coreset_seed)
         features = self._candidates(training, ok, generator)
-        detector.fit_gains(features)
-        embedded = detector.embed(features)
+        memory = detector.memory
+        memory.fit_gains(features)
+        embedded = memory.embed(features)
         compared = embedded - embedded.mean(0)
         if embedded.shape[1] > COMPARED:
             sampled = torch.randn(embedded.shape[1], COMPARED, generator=generator) / math.sqrt(COMPARED)
             compared = compared @ sampled.to(embedded.device)
-        detector.fill(embedded[farthest_points(compared, self.config.memory)])
+        memory.fill(embedded[farthest_points(compared, self.config.memory)])
         self.notes.append(
-            f"{len(detector.bank)} patches remembered, chosen from {len(features)} of "
-            f"{len(ok) * self.config.grid[0] * self.config.grid[1]} on {len(ok)} OK images"
+            f"{len(memory.bank)} patches remembered, chosen from {len(features)} of "
+            f"{len(ok) * self.config.places[0] * self.config.places[1]} on {len(ok)} OK images"
         )
 
     def _candidates(self, training: TrainingSet, ok: Tensor, generator: torch.Generator) -> Tensor:
         """Features [M, D] of at most `CANDIDATES` patches of these images."""
         batches, detector = training.batches, self._detector
-        each = self.config.grid[0] * self.config.grid[1]
+        each = self.config.places[0] * self.config.places[1]
         total = len(ok) * each
         # A patch sampled twice is remembered once: a few less cost less than a permutation of all.
         sampled = (

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from torch import nn
 
-from kizu.models.bundle import InputGeometry
+from kizu.models.bundle import InputGeometry, PretrainedWeights
 from kizu.training.loop import Method
 from kizu.training.options import Options, Presets, preset
+from kizu.training.pretrained import Backbones
+from kizu.training.progress import RunLog
 from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
 from kizu.training.training_set import Sampling, TrainingSet
 
@@ -23,6 +25,8 @@ class DetectorContext:
     section: DetectorSection
     defects: tuple[str, ...] = ()
     """Defect classes of the train split, as `training_set` numbers them from 1 on."""
+    backbones: Backbones = field(default_factory=Backbones)
+    """Pretrained backbones that the run's detectors share."""
 
     @property
     def size(self) -> dict[str, int]:
@@ -63,6 +67,11 @@ class DetectorMethod(Method, Protocol):
     notes: list[str]
     """Remarks for the report on how it was made."""
 
+    @property
+    def pretrained(self) -> list[PretrainedWeights]:
+        """Weights in the detector that others trained."""
+        ...
+
     def __init__(self, context: DetectorContext):
         """Make its networks, with fresh weights from torch's current seed.
 
@@ -90,6 +99,14 @@ class DetectorMethod(Method, Protocol):
         """
         ...
 
+    def prepare(self, training: TrainingSet, log: RunLog) -> None:
+        """Compute what training needs of its images, on their device, before the first step or a resumed one.
+
+        Raises:
+            UserError: the set lacks what it needs.
+        """
+        ...
+
     def finish(self, training: TrainingSet) -> None:
         """Do what takes no gradients, after the last step, in the main process."""
         ...
@@ -99,7 +116,25 @@ class DetectorMethod(Method, Protocol):
         ...
 
 
-class OneClassMethod:
+class UnpreparedMethod:
+    """A method that starts from nothing but its images."""
+
+    @property
+    def pretrained(self) -> list[PretrainedWeights]:
+        """None."""
+        return []
+
+    def check(self, generator: GeneratorSection | None) -> None:
+        """Needs none."""
+
+    def begin(self, run: Path) -> None:
+        """Nothing to do."""
+
+    def prepare(self, training: TrainingSet, log: RunLog) -> None:
+        """Nothing to do."""
+
+
+class OneClassMethod(UnpreparedMethod):
     """A method that learns from OK parts alone, as they are."""
 
     sampling: Sampling | None = None
@@ -107,12 +142,6 @@ class OneClassMethod:
     uses_unlabelled = False
     learns_from_ng = False
     notes: list[str]
-
-    def check(self, generator: GeneratorSection | None) -> None:
-        """Needs none."""
-
-    def begin(self, run: Path) -> None:
-        """Nothing to do."""
 
     def finish(self, training: TrainingSet) -> None:
         """Nothing to do."""

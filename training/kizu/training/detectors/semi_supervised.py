@@ -38,11 +38,11 @@ from kizu.training.data.batches import Batch, LabelledBatch, Truth
 from kizu.training.data.labelled import UNKNOWN, UNSPECIFIED
 from kizu.training.detectors.calibration import calibrate
 from kizu.training.detectors.classifier import dense_bce, load_backbone, weighted_mean
-from kizu.training.detectors.method import DetectorContext
+from kizu.training.detectors.method import DetectorContext, UnpreparedMethod
 from kizu.training.loop import Ema, Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW, decayed
 from kizu.training.options import Presets
-from kizu.training.recipe import AugmentSection, GeneratorSection
+from kizu.training.recipe import AugmentSection
 from kizu.training.training_set import Sampling, TrainingSet
 
 
@@ -86,6 +86,11 @@ class SemiSupervisedTraining:
         """True if synthetic NG count among the NG's share."""
         return self.synthetic == "ng"
 
+    @property
+    def needs_ng(self) -> bool:
+        """Always: it tells two labels apart."""
+        return True
+
 
 def possible_classes(labels: Tensor, defects: Tensor, classes: int) -> Tensor:
     """Mark the K real classes that each image may be of: bool [N, K].
@@ -126,7 +131,7 @@ def feature_matching(real: Tensor, generated: Tensor, distance: str) -> Tensor:
     return difference.abs().mean() if distance == "l1" else difference.square().sum()
 
 
-class SemiSupervisedMethod:
+class SemiSupervisedMethod(UnpreparedMethod):
     """One stage: the discriminator's turn, then the generator's; `average` is what scores."""
 
     uses_unlabelled = True
@@ -174,12 +179,6 @@ class SemiSupervisedMethod:
     def detector(self) -> nn.Module:
         """The average."""
         return self.average
-
-    def check(self, generator: GeneratorSection | None) -> None:
-        """Learns with or without one."""
-
-    def begin(self, run: Path) -> None:
-        """Nothing to do."""
 
     def finish(self, training: TrainingSet) -> None:
         """Calibrate on what was held out, if anything was."""

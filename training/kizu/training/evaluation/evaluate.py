@@ -19,6 +19,7 @@ from kizu.errors import UserError
 from kizu.models.bundle import Bundle, BundleManifest, Device, InputGeometry, ScoreFunction
 from kizu.training.data.manifest import Manifest, Row
 from kizu.training.data.pool import Progress
+from kizu.training.data.sizes import check_sizes
 from kizu.training.data.splits import Splits, assign_splits
 from kizu.training.evaluation.detection import DetectionMetrics, compute_metrics
 from kizu.training.evaluation.gallery import pick_gallery
@@ -115,19 +116,21 @@ def evaluate_rows(
     """Score chosen rows with a bundle and compute every figure of the report.
 
     Raises:
-        UserError: an image smaller than the bundle accepts, or a score that is not finite.
+        UserError: images smaller than the bundle accepts, all listed, or a score that is not finite.
     """
-    session = bundle.open(device)
     geometry = bundle.manifest.geometry
+    enlarged = check_sizes(manifest, chosen.rows, geometry)
+    session = bundle.open(device)
     scored, pixels = score_with_pixels(
         session.score, geometry, manifest, chosen.rows, batch_size=batch_size, progress=progress
     )
     point = bundle.manifest.operating_point
     metrics = compute_metrics(scored, point, pixels=pixels)
+    of_data = [*chosen.notes, *([enlarged] if enlarged else [])]
     report = build_report(
-        bundle.manifest, session.score, manifest, scored, metrics, evaluated=chosen.name, notes=chosen.notes
+        bundle.manifest, session.score, manifest, scored, metrics, evaluated=chosen.name, notes=of_data
     )
-    notes = (*chosen.notes, *remarks(scored, metrics, point))
+    notes = (*of_data, *remarks(scored, metrics, point))
     return Evaluation(metrics, report, scored, chosen.name, notes, session.provider)
 
 

@@ -21,6 +21,7 @@ from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry, ScoreFunction
 from kizu.training.data.manifest import Manifest, Row
 from kizu.training.data.pool import Progress, in_order
+from kizu.training.data.sizes import too_small
 
 HeatmapSink = Callable[[int, NDArray[np.uint8], NDArray[np.float32]], None]
 """(position of the row, its image uint8[H, W, C], its heatmap float32[h, w]); images arrive in no fixed order."""
@@ -139,11 +140,7 @@ def _batches(
     for index, image in enumerate(in_order(manifest.image, rows)):
         height, width = image.shape[:2]
         if not geometry.accepts(height, width):
-            raise UserError(
-                f"{rows[index].path} is {width}×{height} pixels; this model needs at least "
-                f"{geometry.min_width}×{geometry.min_height}.",
-                "Leave the image out of the data set, or train with a smaller image.size or image.tile.",
-            )
+            raise too_small(manifest, [(rows[index].path, height, width)], geometry)
         group = waiting.setdefault(image.shape, [])
         group.append((index, image))
         held += image.nbytes

@@ -321,7 +321,7 @@ class StyleGAN2ADAMethod:
         return {"total": weight * penalty, "path_length": self.path_length.mean}
 
     def _discriminator_losses(self, batch: Batch) -> Losses:
-        real, labels = batch
+        real, labels = batch.images, batch.labels
         with torch.no_grad():
             fake, classes, z = self._fakes(len(real), real.device, self._synthesise)
         with self._shared_weights():

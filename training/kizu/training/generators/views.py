@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry
+from kizu.models.inspector import Geometry
 from kizu.training.data.crops import UNNAMED, ng_crops
 from kizu.training.data.labelled import defect_share
 from kizu.training.data.loading import to_pixels, training_tensor
@@ -98,6 +99,7 @@ def ok_views(
     most = max(1, min(most, MOST_BYTES // size))
     order = np.random.default_rng((seed, 1)).permutation(len(rows))[:most]
     chosen = [rows[i] for i in order]
+    prepare = Geometry(geometry)
     each = -(-most // len(chosen)) if geometry.tile is not None else 1
 
     def work(row: Row) -> tuple[Tensor, tuple[float, float]]:
@@ -105,8 +107,9 @@ def ok_views(
         if len(views) > each:
             picked = np.random.default_rng((seed, 2, int.from_bytes(row.path.encode(), "big"))).permutation(len(views))
             views = views[torch.from_numpy(np.sort(picked[:each]))].clone()
-        height, width = manifest.image(row).shape[:2] if geometry.tile is None else (geometry.tile, geometry.tile)
-        return views, (geometry.height / height, geometry.width / width)
+        height, width = manifest.size(row) if geometry.tile is None else (geometry.tile, geometry.tile)
+        shown = prepare.shown(height, width)
+        return views, (shown[0] / height, shown[1] / width)
 
     found = list(in_order(work, chosen, progress))
     scales = np.median([scale for _, scale in found], axis=0)

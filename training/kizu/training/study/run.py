@@ -23,6 +23,8 @@ from kizu import files
 from kizu.errors import UserError
 from kizu.training.data.labelled import defect_classes
 from kizu.training.data.manifest import NG, OK, Manifest, Row
+from kizu.training.data.masks import without_empty_masks
+from kizu.training.data.sizes import check_sizes
 from kizu.training.data.splits import Splits, assign_splits
 from kizu.training.detectors import create_detector
 from kizu.training.execution import Execution
@@ -104,7 +106,9 @@ def run(study: Study, say: Callable[[str], None]) -> list[ArmResult]:
     """
     settings = study.settings
     manifest = Manifest.read(study.dataset)
-    arms = _arms_of(study, base_splits(manifest, study.recipe, settings))
+    splits = base_splits(manifest, study.recipe, settings)
+    arms = _arms_of(study, splits)
+    check_sizes(manifest, [row for row in splits.rows if row.label], study.recipe.image.geometry)
     with owning(study.folder):
         say("reading data")
         _claim_folder(study, manifest.fingerprint())
@@ -184,7 +188,8 @@ def base_splits(manifest: Manifest, recipe: Recipe, settings: StudySettings) -> 
 
     The certification split is left out: a design that was chosen by looking at it could not be certified on it.
     """
-    splits = assign_splits(manifest, recipe.seed, recipe.splits.fractions, recipe.splits.certification)
+    located = Manifest(manifest.root, without_empty_masks(manifest, manifest.rows)[0])
+    splits = assign_splits(located, recipe.seed, recipe.splits.fractions, recipe.splits.certification)
 
     def capped(rows: list[Row]) -> list[Row]:
         left = {OK: settings.most_ok, NG: settings.most_ng}

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from kizu import files
 from kizu.errors import UserError
-from kizu.models.bundle import InputGeometry
 from kizu.training.data.crops import Crops, ng_crops
 from kizu.training.data.manifest import FILE as MANIFEST_FILE
 from kizu.training.data.manifest import Manifest, Row
@@ -46,9 +45,7 @@ def defect_crops(manifest: Manifest, rows: Sequence[Row], section: GeneratorSect
         UserError: as `ng_crops`.
     """
     size = section.sides or (image.geometry.height, image.geometry.width)
-    geometry = InputGeometry(
-        height=size[0], width=size[1], channels=image.channels, tile=image.tile, stride=image.geometry.stride
-    )
+    geometry = image.geometry.model_copy(update={"height": size[0], "width": size[1]})
     return ng_crops(manifest, rows, geometry, crop=section.crop, context=section.context)
 
 

@@ -14,7 +14,7 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -38,6 +38,8 @@ class Journal:
     """Units of work, known once the source has been surveyed."""
     skipped: list[str] = field(default_factory=list)
     """Files of the source that were not imported, each with its reason."""
+    empty_masks: list[str] = field(default_factory=list)
+    """NG images that were imported without their mask, as it marks nothing."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     """How long it took."""
@@ -183,9 +185,11 @@ def _check_destination(destination: Path, source: Path | None) -> None:
 def import_items(items: Sequence[Item], source: Path, destination: Path, journal: Journal) -> Manifest:
     """Check and copy images and masks, write the manifest, and put the data set in place.
 
+    An image whose mask is empty is imported without it, and noted: nothing says where its defect is.
+
     Raises:
-        UserError: no OK image, an image or mask that cannot be read, a mask of another size than its image,
-            or a destination in use.
+        UserError: no OK image, images or masks that cannot be read, masks of another size than their image (of
+            several, each is listed), or a destination in use.
     """
     rows = [item.row for item in items]
     check_classes(rows, source)
@@ -193,13 +197,30 @@ def import_items(items: Sequence[Item], source: Path, destination: Path, journal
     with staged(destination, source) as staging:
         make_folders(staging, (name for row in rows for name in (row.path, row.mask) if name))
 
-        def work(item: Item) -> None:
-            _copy(item, staging)
+        def work(item: Item) -> Row | UserError:
+            try:
+                return _copy(item, staging)
+            except UserError as fault:
+                return fault
 
-        for _ in in_order(work, items, journal.progress):
-            pass
-        Manifest(staging, rows).write()
-    return Manifest(Path(destination), rows)
+        found = list(in_order(work, items, journal.progress))
+        if faults := [fault for fault in found if isinstance(fault, UserError)]:
+            raise _joined(faults, source)
+        imported = [row for row in found if isinstance(row, Row)]
+        journal.empty_masks += [row.path for item, row in zip(items, imported, strict=True) if row != item.row]
+        Manifest(staging, imported).write()
+    return Manifest(Path(destination), imported)
+
+
+def _joined(faults: Sequence[UserError], source: Path) -> UserError:
+    """The one fault, or one that lists them."""
+    if len(faults) == 1:
+        return faults[0]
+    return UserError(
+        f"{source}: {len(faults)} files cannot be imported, and nothing was:",
+        "Correct these files, or remove them from the source.",
+        [fault.problem for fault in faults],
+    )
 
 
 def make_folders(root: Path, names: Iterable[str]) -> None:
@@ -246,11 +267,12 @@ def read_size(path: Path) -> Header:
         raise _refused(path, error) from error
 
 
-def _copy(item: Item, staging: Path) -> None:
+def _copy(item: Item, staging: Path) -> Row:
+    """Copy an image with its mask; return its row, without the mask if that is empty."""
     data, image = read_image(item.source)
     (staging / item.row.path).write_bytes(data)
     if item.mask is None:
-        return
+        return item.row
     try:
         data = item.mask.read_bytes()
         mask = decode_mask(data)
@@ -262,7 +284,10 @@ def _copy(item: Item, staging: Path) -> None:
             f"its image {item.source} {image.shape[1]}×{image.shape[0]}",
             "Save the mask in the size of its image, or remove it.",
         )
+    if not mask.any():
+        return replace(item.row, mask="")
     (staging / item.row.mask).write_bytes(data)
+    return item.row
 
 
 def _refused(path: Path, error: OSError | ImageError) -> UserError:
