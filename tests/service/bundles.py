@@ -26,7 +26,7 @@ from kizu.models.bundle import (
     write_bundle,
 )
 from kizu.models.calibration import CalibrationScore, CalibrationScores
-from kizu.models.operating_point import OperatingPoint, choose_operating_point
+from kizu.models.operating_point import VERDICT_MARGIN, CertifyingSplit, OperatingPoint, choose_operating_point
 
 THRESHOLD = 0.5
 SIDE = 16
@@ -83,6 +83,22 @@ def operating_point(threshold: float = THRESHOLD, review_threshold: float | None
     return chosen.model_copy(update={"review_threshold": review_threshold or chosen.threshold})
 
 
+def certified_on(scores: CalibrationScores, target_fnr: float = 0.05) -> OperatingPoint:
+    """The operating point that a run would choose from these scores."""
+    split: CertifyingSplit = "certification" if scores.of("certification").rows else "calibration"
+    certifying = scores.of(split)
+    return choose_operating_point(
+        certifying.ng,
+        certifying.ok,
+        target_fnr=target_fnr,
+        tolerance=VERDICT_MARGIN,
+        ng_groups=certifying.ng_groups,
+        draw_key="f" * 64,
+        certified_on=split,
+        other_scores=[row.score for row in scores.rows],
+    )
+
+
 def make_bundle(
     path: Path,
     recipe: str = "boards",
@@ -92,21 +108,22 @@ def make_bundle(
     geometry: InputGeometry | None = None,
     graph: bytes | None = None,
     metrics: dict[str, object] | None = None,
+    scores: CalibrationScores | None = None,
 ) -> Bundle:
-    """A bundle on disk."""
+    """A bundle on disk, its operating point from `scores` if given, else at `threshold`."""
     model = graph or brightness_graph()
-    scores = calibration(threshold)
+    kept = calibration(threshold) if scores is None else scores
     manifest = new_manifest(
         model,
-        scores,
+        kept,
         recipe={"name": recipe, "detector": {"kind": "brightness"}},
         geometry=geometry or InputGeometry(height=SIDE, width=SIDE, channels=1),
-        operating_point=operating_point(threshold, review_threshold),
+        operating_point=operating_point(threshold, review_threshold) if scores is None else certified_on(scores),
         dataset=DatasetReference(fingerprint="f" * 64, split_fingerprint="e" * 64, counts={}),
         metrics=metrics or {"auroc": 1.0},
         parity=Parity(images=1, score=0.0, heatmap=0.0, verdicts_differing=0),
     )
-    return write_bundle(path, model, scores, manifest, "<html></html>")
+    return write_bundle(path, model, kept, manifest, "<html></html>")
 
 
 def picture(

@@ -13,7 +13,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from kizu.models.bands import simultaneous_upper
 from kizu.models.bundle import CALIBRATION_FILE, Bundle
+from kizu.models.calibration import CalibrationScore, CalibrationScores
+from kizu.models.curve import ThresholdCurve
 from kizu.models.operating_point import choose_operating_point
 from kizu.service.cli import certified, register
 from kizu.service.registry.schemas import Certificate
@@ -330,8 +333,16 @@ def test_a_certificate_says_what_counts_as_one_ng(groups: list[str], counted: in
     assert certificate.independent_ng == counted
     assert certificate.independence == ("groups" if groups[0] else "parts")
     assert certificate.for_new_parts == (counted >= 59)
-    assert certificate.certified_on == "calibration"
+    assert (certificate.certified_on, certificate.chosen) == ("calibration", "target")
     assert certified(certificate) == shown
+
+
+def test_a_threshold_above_the_target_is_listed_as_not_certified_for_it() -> None:
+    rows = tuple(CalibrationScore("calibration", "NG", "", float(score)) for score in range(100))
+    point = ThresholdCurve(CalibrationScores(rows), "calibration", "key").operating_point(50.0, target_fnr=0.05)
+    certificate = Certificate.of(Model(manifest={"operating_point": point.model_dump(mode="json")}))
+    bound = simultaneous_upper(100, 0.95)[50]
+    assert certified(certificate) == f"FNR ≤ {bound:.3g} at 95% confidence; target 0.05 not certified"
 
 
 def test_a_certificate_from_before_groups_counted_is_shown_as_it_is() -> None:

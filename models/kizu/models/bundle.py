@@ -143,6 +143,18 @@ class PretrainedWeights(BaseModel):
     """They are as they came; otherwise the run went on training them."""
 
 
+class Derivation(BaseModel):
+    """Origin of a bundle whose threshold was chosen after training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parent: str
+    """Fingerprint of the bundle that it came from: SHA-256 of its `bundle.json`."""
+    parent_threshold: float
+    choice: str
+    """How the threshold was chosen, as on the command line: `--specificity 0.99`."""
+
+
 class BundleManifest(BaseModel):
     """`bundle.json`."""
 
@@ -161,6 +173,8 @@ class BundleManifest(BaseModel):
     model_sha256: str
     calibration_sha256: str | None = None
     """Of `calibration.csv`. None: a bundle of schema 1, which has none."""
+    derived_from: Derivation | None = None
+    """None: the bundle is as its run exported it."""
 
     @property
     def recipe_name(self) -> str:

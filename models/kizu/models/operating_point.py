@@ -6,6 +6,7 @@ Notable here:
 - NG of one group (board, lot) are one: the certificate for new parts rests on one NG of each group, drawn by a hash
   that nobody can choose. What all NG certify speaks for parts of these groups only, and says so.
 - With too few NG nothing is promised silently: the smallest certifiable α is stated and used.
+- A threshold that somebody chose by looking at the curve carries bounds that hold for the whole curve (`curve.py`).
 - With no NG at all the threshold comes from the specificity on OK parts, and the FNR is said to be unknown.
 - Imports no torch: the service reads operating points too.
 """
@@ -22,10 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy.special import bdtr, bdtrik
 
-from kizu.models.rates import Rate
+from kizu.models.rates import CurveRate, Rate
 
 Verdict = Literal["OK", "NG", "REVIEW"]
-Basis = Literal["certified", "smallest-certifiable", "specificity"]
+Basis = Literal["certified", "above-target", "smallest-certifiable", "specificity"]
+Choice = Literal["target", "curve"]
 Independence = Literal["parts", "groups"]
 CertifyingSplit = Literal["calibration", "certification"]
 
@@ -69,6 +71,13 @@ class OperatingPoint(BaseModel):
     """Independent real NG that the target would have needed."""
     passed_ok: int
     """Calibration OK parts below the threshold; `passed_ok` of `n_ok` is the specificity there."""
+    chosen: Choice = "target"
+    """`target`: by a target FNR that was fixed before the scores were there. `curve`: later, and every bound holds for
+    all thresholds at once."""
+    smallest_fnr: float | None = None
+    """The smallest FNR that any threshold on the curve certifies. None: not chosen on a curve, or no NG."""
+    specificity_bounds: tuple[float, float] | None = None
+    """Of the specificity, at all thresholds at once. None: not chosen on a curve, or no OK."""
 
     @property
     def certified(self) -> bool:
@@ -89,11 +98,37 @@ class OperatingPoint(BaseModel):
 
     def statement(self) -> str:
         """The certificate in plain words."""
-        specificity = Rate(self.passed_ok, self.n_ok, self.confidence)
         split = self.certified_on or "calibration"
-        on_ok = f"On {self.n_ok} {split} OK parts the specificity was {specificity}." if self.n_ok else ""
-        sentences = [self._promise(), self._for_these_groups(), self._remarks() if self.n_ng else "", on_ok]
+        on_ok = f"On {self.n_ok} {split} OK parts the specificity was {self.specificity}." if self.n_ok else ""
+        on_curve = self.chosen == "curve" and self.certified_fnr is not None
+        sentences = [
+            self._promise_on_curve() if on_curve else self._promise(),
+            self._for_these_groups(),
+            self._remarks() if self.n_ng else "",
+            on_ok,
+        ]
         return " ".join(sentence for sentence in sentences if sentence)
+
+    @property
+    def specificity(self) -> Rate:
+        """Share of the calibration OK parts below the threshold, with its bounds."""
+        if self.specificity_bounds is None:
+            return Rate(self.passed_ok, self.n_ok, self.confidence)
+        return CurveRate(self.passed_ok, self.n_ok, self.confidence, self.specificity_bounds)
+
+    def _promise_on_curve(self) -> str:
+        bound = f"with {100 * self.confidence:.6g} % confidence the FNR is at most {at_most(self.certified_fnr or 0.0)}"
+        by_group = self.independence == "groups"
+        for_new = " for new parts" * by_group
+        counted = f"{self.n_independent} {'NG, one drawn from each group' if by_group else 'real, unseen NG'}"
+        how = f"threshold chosen on the curve of {counted}; the bound holds at all thresholds at once"
+        if self.basis == "certified":
+            return f"Certified{for_new}: {bound} ({how})."
+        target = _percent(self.target_fnr)
+        smallest = f"The smallest FNR that a threshold on it certifies is {at_most(self.smallest_fnr or 0.0)}."
+        if self.basis == "above-target":
+            return f"Above the target FNR of {target}{for_new}: {bound} ({how}). {smallest}"
+        return f"Not certifiable at FNR {target}{for_new}: {bound}, the smallest that these NG certify ({how})."
 
     def _promise(self) -> str:
         share, target = f"{100 * self.confidence:.6g} %", _percent(self.target_fnr)
@@ -121,7 +156,7 @@ class OperatingPoint(BaseModel):
         return (
             f"Not certifiable at FNR {target}{' for new parts' * by_group}: that needs {self.required_ng} {needed}, "
             f"{self.certified_on or 'calibration'} had {n}. What they do certify, with {share} confidence, is an FNR "
-            f"of at most {_percent_at_most(self.certified_fnr or 0.0)} (threshold {where})."
+            f"of at most {at_most(self.certified_fnr or 0.0)} (threshold {where})."
         )
 
     def _for_these_groups(self) -> str:
@@ -134,7 +169,7 @@ class OperatingPoint(BaseModel):
             return ""
         return (
             f"For parts of these groups only, in the mixture seen here: at most "
-            f"{_percent_at_most(self.groups_only_fnr)} (all {self.n_ng} NG counted; the lower of the two thresholds is "
+            f"{at_most(self.groups_only_fnr)} (all {self.n_ng} NG counted; the lower of the two thresholds is "
             "used)."
         )
 
@@ -148,7 +183,8 @@ class OperatingPoint(BaseModel):
                 "(splits.certification) are not."
             )
         elif self.certified_on == "certification":
-            found.append("The NG were reserved for this certificate; nothing else has read them.")
+            others = "only thresholds were chosen by them" if self.chosen == "curve" else "nothing else has read them"
+            found.append(f"The NG were reserved for this certificate; {others}.")
         return " ".join(found)
 
 
@@ -235,13 +271,10 @@ def choose_operating_point(
     if ng.size:
         highest, certificate = _certificate(ng, draw_independent(ng_scores, groups, draw_key), target_fnr, confidence)
     else:
-        highest = _above_share(ok, target_specificity, tolerance)
+        highest = above_share(ok, target_specificity, tolerance)
         certificate = {"basis": "specificity", "certified_fnr": None, "rank": None}
     scores = np.union1d(np.concatenate([ng, ok]), _finite(other_scores, "other"))
-    threshold = _settle(highest, scores, tolerance)
-    review_threshold = _review_threshold(ok, threshold, review_band)
-    if review_threshold < threshold:
-        review_threshold = _settle(review_threshold, scores, tolerance)
+    threshold, review_threshold = settled(highest, ok, scores, review_band, tolerance)
     known = {group for group in groups if group}
     return OperatingPoint(
         threshold=float(threshold),
@@ -286,6 +319,22 @@ def _rank(n_ng: int, target_fnr: float, confidence: float) -> tuple[Basis, int, 
     return "smallest-certifiable", 1, smallest_certifiable_fnr(n_ng, confidence)
 
 
+def settled(
+    highest: np.float32, ok: NDArray[np.float32], scores: NDArray[np.float32], review_band: float, tolerance: float
+) -> tuple[np.float32, np.float32]:
+    """Return threshold and review threshold: at most `highest`, and `tolerance` away from every score.
+
+    Args:
+        ok: scores of OK parts, ascending; `review_band` is a share of these.
+        scores: all scores that the tolerance is kept from, ascending.
+    """
+    threshold = _settle(highest, scores, tolerance)
+    review_threshold = _review_threshold(ok, threshold, review_band)
+    if review_threshold < threshold:
+        review_threshold = _settle(review_threshold, scores, tolerance)
+    return threshold, review_threshold
+
+
 def _check_ranges(
     target_fnr: float, confidence: float, target_specificity: float, review_band: float, tolerance: float
 ) -> None:
@@ -305,8 +354,8 @@ def _review_threshold(ok: NDArray[np.float32], threshold: np.float32, review_ban
     return below[below.size - reviewed] if reviewed else threshold
 
 
-def _above_share(ok: NDArray[np.float32], share: float, tolerance: float) -> np.float32:
-    """The smallest value that at least `share` of the scores stay below, or a little more where tolerance asks."""
+def above_share(ok: NDArray[np.float32], share: float, tolerance: float) -> np.float32:
+    """The smallest value that at least `share` of the scores (ascending) stay below; a bit above it for `tolerance`."""
     passed = min(max(math.ceil(share * ok.size - 1e-9), 1), ok.size)
     highest = ok[passed - 1]
     above: np.float32 = np.nextafter(highest, np.float32(np.inf), dtype=np.float32)
@@ -357,7 +406,7 @@ def _percent(rate: float) -> str:
     return f"{100 * rate:.6g} %"
 
 
-def _percent_at_most(rate: float) -> str:
+def at_most(rate: float) -> str:
     """Three digits, rounded up: a printed limit never promises more than the certified one."""
     percent = 100 * rate
     step = 10.0 ** (math.floor(math.log10(percent)) - 2)

@@ -181,6 +181,23 @@ def _interval(value: float, lower: float, upper: float) -> str:
     return f"{100 * value:.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+@dataclass(frozen=True)
+class CurveRate(Rate):
+    """`Rate` whose bounds hold at every threshold of a curve at once; they come from `bands`."""
+
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def lower(self) -> float:
+        """Lower end of the interval."""
+        return self.bounds[0]
+
+    @property
+    def upper(self) -> float:
+        """Upper end of the interval."""
+        return self.bounds[1]
+
+
 def _check(count: int, total: int, confidence: float) -> None:
     if not 0 <= count <= total:
         raise ValueError(f"a rate needs 0 ≤ count ≤ total, not {count} of {total}")

@@ -142,7 +142,8 @@ def certified(certificate: Certificate) -> str:
     if certificate.groups_only_fnr is not None:
         text += f" for new parts (≤ {certificate.groups_only_fnr:.3g} for parts of the groups seen only)"
     if certificate.basis != "certified":
-        text += f"; target {certificate.target_fnr:.3g} not certifiable"
+        missed = "certified" if certificate.basis == "above-target" else "certifiable"
+        text += f"; target {certificate.target_fnr:.3g} not {missed}"
     elif not certificate.for_new_parts:
         text += " for parts of the groups seen only"
     return text

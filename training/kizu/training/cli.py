@@ -18,6 +18,7 @@ from rich.table import Table
 from kizu.errors import UserError, shortened
 from kizu.training.data.pool import Progress
 from kizu.training.study.cli import bench_app
+from kizu.training.threshold_cli import threshold
 
 if TYPE_CHECKING:
     from kizu.models.bundle import Device
@@ -38,6 +39,7 @@ def register(app: typer.Typer) -> None:
     app.command("train")(_train)
     app.command("synthesize")(_synthesize)
     app.command("evaluate")(_evaluate)
+    app.command("threshold")(threshold)
     app.add_typer(bench_app(), name="bench")
 
 

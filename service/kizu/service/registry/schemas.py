@@ -20,6 +20,9 @@ class Certificate(BaseModel):
     target_fnr: float
     certified_fnr: float | None = Field(description="With `confidence`, the FNR is at most this; null: unknown.")
     confidence: float
+    chosen: Literal["target", "curve"] = Field(
+        description="`target`: by the recipe's target FNR. `curve`: later; its bounds hold for all thresholds."
+    )
     independence: Literal["parts", "groups"] | None = Field(
         description="What counts as one NG: a part, or a group. Null: parts, in a bundle from before groups counted."
     )
@@ -42,6 +45,7 @@ class Certificate(BaseModel):
             target_fnr=point.target_fnr,
             certified_fnr=point.certified_fnr,
             confidence=point.confidence,
+            chosen=point.chosen,
             independence=point.independence,
             independent_ng=point.n_ng if point.n_independent is None else point.n_independent,
             for_new_parts=point.for_new_parts,

@@ -42,7 +42,7 @@ def render_report(
     """
     status, verdict = headline(manifest.operating_point)
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             m=manifest,
@@ -72,7 +72,7 @@ def headline(operating_point: OperatingPoint) -> tuple[str, str]:
         return "good", f"FNR certified to be at most {target}"
     if operating_point.certified:
         return "warn", f"FNR certified to be at most {target} for parts of the groups that were seen, not for new ones"
-    if operating_point.basis == "smallest-certifiable":
+    if operating_point.basis in ("above-target", "smallest-certifiable"):
         return "warn", f"The target FNR of {target} is not certified"
     return "bad", "The FNR is unknown"
 
@@ -132,7 +132,8 @@ def _for_new_groups(metrics: DetectionMetrics) -> list[str]:
     ]
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Templates of the pages that ship with a bundle, with filters for rates."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kizu.training.evaluation", "templates"),
         autoescape=True,
