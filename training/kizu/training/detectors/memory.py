@@ -41,6 +41,7 @@ from kizu.training.augment.classic import recorded
 from kizu.training.augment.geometry import blit, translation
 from kizu.training.data.batches import Batch
 from kizu.training.detectors.classifier import load_backbone
+from kizu.training.detectors.feature_views import ok_images
 from kizu.training.detectors.method import DetectorContext, OneClassMethod
 from kizu.training.generators import GAN
 from kizu.training.generators.trained import TrainedGenerator
@@ -236,7 +237,7 @@ class MemoryMethod(OneClassMethod):
             UserError: there is none.
         """
         batches, detector = training.batches, self._detector.eval()
-        ok = torch.nonzero(batches.labels == 0)[:, 0]
+        ok = ok_images(batches, self._coreset_seed)
         if not len(ok):
             raise UserError("The train split has no OK image to remember.", "Label some images OK.")
         generator = torch.Generator().manual_seed(self._coreset_seed)

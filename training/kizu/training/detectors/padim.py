@@ -59,6 +59,7 @@ class PadimMethod(OneClassMethod):
         backbone, self._weights = context.backbones.load(self.config, options.make(PadimTraining))
         self._detector = Padim(self.config, backbone)
         self.networks = nn.ModuleDict()
+        self._seed = int(torch.randint(2**31, ()))
         self.notes = [f"features: {described(self._weights)}"]
 
     @property
@@ -92,7 +93,7 @@ class PadimMethod(OneClassMethod):
             UserError: there are fewer than two.
         """
         batches, detector = training.batches, self._detector.eval()
-        ok = ok_images(batches)
+        ok = ok_images(batches, self._seed)
         if len(ok) < 2:
             raise UserError("The train split has fewer than two OK images to fit a Gaussian to.", "Label more OK.")
         pooled = self._fit_places(batches, ok)

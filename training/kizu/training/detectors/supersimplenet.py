@@ -147,7 +147,7 @@ class SuperSimpleNetMethod(UnpreparedMethod):
         """
         batches = training.batches
         self._detector.backbone.to(batches.device)
-        ok = ok_images(batches)
+        ok = ok_images(batches, self._seed)
         if not len(ok):
             raise UserError("The train split has no OK image.", "Label some images OK.")
         count = 0
