@@ -53,6 +53,8 @@ def test_without_a_choice_it_prints_the_curve_and_writes_nothing(kizu, bundle, t
     assert document["threshold"] in [point["threshold"] for point in document["points"]]
     uppers = [point["fnr"]["upper"] for point in document["points"]]
     assert uppers == sorted(uppers)
+    counts = [(point["fnr"]["count"], point["specificity"]["count"]) for point in document["points"]]
+    assert len(set(counts)) == len(counts)
     assert sorted(tmp_path.rglob("*")) == before
 
 

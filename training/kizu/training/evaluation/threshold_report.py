@@ -42,14 +42,22 @@ def render_threshold_report(former: BundleManifest, manifest: BundleManifest, cu
 
 
 def marked_points(curve: ThresholdCurve, **marked: float) -> list[tuple[CurvePoint, str]]:
-    """Return the curve's points and those of thresholds that have a name, ascending, with the names."""
-    points = {point.threshold: point for point in curve.steps()}
-    names: dict[float, list[str]] = {}
-    for name, threshold in marked.items():
-        point = curve.at(threshold)
-        points[point.threshold] = point
-        names.setdefault(point.threshold, []).append(name)
-    return [(points[threshold], ", ".join(names.get(threshold, []))) for threshold in sorted(points)]
+    """Return the curve's points and those of thresholds that have a name, ascending, with the names.
+
+    A point that differs from a named one in no count is left out.
+    """
+    named = {name: curve.at(threshold) for name, threshold in marked.items()}
+    counts = {_counts(point) for point in named.values()}
+    points = {point.threshold: point for point in curve.steps() if _counts(point) not in counts}
+    points |= {point.threshold: point for point in named.values()}
+    return [
+        (points[threshold], ", ".join(name for name, point in named.items() if point.threshold == threshold))
+        for threshold in sorted(points)
+    ]
+
+
+def _counts(point: CurvePoint) -> tuple[int, int]:
+    return point.fnr.count, point.specificity.count
 
 
 def _test_figures(metrics: dict[str, Any]) -> Sequence[str]:
