@@ -304,6 +304,11 @@ def test_the_statement_says_which_ng_were_looked_at() -> None:
     assert "looked at" not in choose([], [0.0]).statement()
 
 
+def test_a_threshold_among_scores_too_dense_for_any_gap_is_lowered_by_the_tolerance_alone() -> None:
+    point = choose([2.0], np.linspace(1, 2, 20_000), tolerance=0.01)
+    assert point.threshold == pytest.approx(0.99 * 2.0)
+
+
 def test_a_threshold_keeps_clear_of_scores_that_it_does_not_rest_on() -> None:
     point = choose(np.linspace(1, 2, 60), [0.0], tolerance=1e-4)
     clear = choose(np.linspace(1, 2, 60), [0.0], tolerance=1e-4, other_scores=[point.threshold])
