@@ -75,8 +75,8 @@ class Reach(NamedTuple):
 
     def limit(self) -> None:
         """Have the process end itself where the test takes several times as long."""
-        signal.setitimer(signal.ITIMER_PROF, 2 + 3 * self.busy)  # does not depend on what else the machine does
-        signal.setitimer(signal.ITIMER_REAL, 15 + 5 * self.seconds)
+        signal.setitimer(signal.ITIMER_PROF, 5 + 5 * self.busy)  # does not depend on what else the machine does
+        signal.setitimer(signal.ITIMER_REAL, 60 + 10 * self.seconds)
 
 
 def functions_of(module: ModuleType) -> list[FunctionType]:
