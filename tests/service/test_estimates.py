@@ -11,8 +11,9 @@ from benchmarks.estimates import coverage, tally, usefulness
 from benchmarks.estimates_before import fnr_bounds_before
 from benchmarks.estimates_scenarios import scenarios
 from kizu.models.rates import Rate, clopper_pearson_lower, clopper_pearson_upper
+from kizu.service.quality.bounds import Sightings, ratio_bounds, sightings
 from kizu.service.quality.caveats import caveats, reviews_needed
-from kizu.service.quality.counts import Counts
+from kizu.service.quality.counts import Counts, ReviewStratum
 from kizu.service.quality.estimates import (
     RateEstimate,
     RealisedCounts,
@@ -100,6 +101,54 @@ def test_what_was_inspected_is_bounded_with_one_error_for_all_that_is_uncertain(
     both = realised(Counts.of(BACKLOG), 0.95)
     assert both.missed == pytest.approx((2, gamma(3, 0.9875, 0.1)))  # no fewer than were found
     assert both.caught == pytest.approx((gamma(20, 0.0125, 0.5), gamma(21, 0.9875, 0.5)))
+
+
+def test_counted_and_drawn_strata_add_up() -> None:
+    both = Sightings(counted=(3, 7), drawn=((2, 4, 0.1),), certain=(2, 900))
+    assert both.realised(0.025) == pytest.approx((3 + gamma(2, 0.025, 0.1), 7 + gamma(5, 0.975, 0.1)))
+    assert Sightings((3, 7), (), (0, 0)).realised(0.025) == (3, 7)
+    # Strata of different weight, one event of the largest weight more above: moments of Fay & Feuer.
+    mixed = Sightings(counted=(3, 7), drawn=((2, 4, 0.1), (1, 1, 0.5)), certain=(3, 900))
+    y, v = 3 + 2 / 0.1 + 1 / 0.5, 3 + 2 / 0.01 + 1 / 0.25
+    assert (mixed.lower().shape, mixed.lower().scale) == pytest.approx((y * y / v, v / y))
+    y, v = 7 + 5 / 0.1 + 1 / 0.5, 7 + 5 / 0.01 + 1 / 0.25
+    assert (mixed.upper().shape, mixed.upper().scale) == pytest.approx((y * y / v, v / y))
+
+
+def test_what_is_doubtful_or_overlooked_is_seen_at_the_end_that_it_hurts() -> None:
+    stratum = ReviewStratum(
+        0.1, total=1000, ok=90, ng=10, queued=100, drawn=100, drawn_ng=7, drawn_doubtful=3, certain_ng=7, doubtful=3
+    )
+    ok, ng = (sightings([stratum], label, 0.025) for label in ("OK", "NG"))
+    assert (ok.drawn, ok.certain) == (((90, 93, 0.1),), (90, 990))
+    assert (ng.drawn, ng.certain) == (((7, 10, 0.1),), (7, 910))
+    out_of_order = replace(stratum, other_overlooked=2, other_doubtful=1)
+    assert sightings([out_of_order], "NG", 0.025).drawn == ((9, 13, 0.1),)
+    rechecked = replace(out_of_order, rechecked=20, overlooked=1, overlooked_doubtful=2, recheck_probability=0.5)
+    assert sightings([rechecked], "NG", 0.025).drawn == ((7, 10, 0.1), (1, 3, 0.05))
+    assert sightings([rechecked], "OK", 0.025).drawn == ((90, 93, 0.1),)
+
+
+def test_a_stratum_is_thinned_where_that_bounds_more_tightly_than_counting() -> None:
+    """Seeing none of those drawn with probability π leaves −ln(error)/π: 37 for 0.1 and an error of 0.025."""
+
+    def thinned(unknown: int, inclusion: float = 0.1) -> bool:
+        return bool(sightings([ReviewStratum(inclusion, total=unknown)], "NG", 0.025).drawn)
+
+    assert not thinned(36)
+    assert thinned(37)
+    assert thinned(8, 0.5)
+    assert not thinned(7, 0.5)
+    assert not thinned(10**6, 0.0)
+    few, many = ReviewStratum(0.01, total=20), ReviewStratum(0.2, total=1000)
+    found = sightings([few, many], "NG", 0.025)
+    assert (found.counted, found.drawn) == ((0, 20), ((0, 0, 0.2),))
+
+
+def test_nothing_seen_bounds_no_ratio_from_that_side() -> None:
+    none, some = Sightings((0, 0), (), (0, 0)), Sightings((3, 3), (), (0, 0))
+    assert ratio_bounds(none, some, 0.025) == pytest.approx((0.0, clopper_pearson_upper(0, 3, 0.975)))
+    assert ratio_bounds(some, none, 0.025) == pytest.approx((clopper_pearson_lower(3, 3, 0.975), 1.0))
 
 
 @pytest.mark.parametrize(
