@@ -143,6 +143,8 @@ def test_a_stratum_is_thinned_where_that_bounds_more_tightly_than_counting() -> 
     few, many = ReviewStratum(0.01, total=20), ReviewStratum(0.2, total=1000)
     found = sightings([few, many], "NG", 0.025)
     assert (found.counted, found.drawn) == ((0, 20), ((0, 0, 0.2),))
+    # 37 for both, against 30 and 7 for counting the first.
+    assert len(sightings([ReviewStratum(0.1, total=30), ReviewStratum(0.5, total=1000)], "NG", 0.025).drawn) == 2
 
 
 def test_nothing_seen_bounds_no_ratio_from_that_side() -> None:
