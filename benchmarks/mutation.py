@@ -4,31 +4,36 @@ Notable here:
 - A mutant is a fork of a process that has imported everything and collected the tests, so it costs what its tests take
   and nothing else. Nothing on the disk changes: the fork gives the module's functions the mutant's code, whatever the
   installation is.
-- The operators are those of the field (arithmetic, comparison, constant, condition, argument) and three that fit a
-  training step: a statement removed, a term dropped, `mean` and `sum` exchanged.
-- The tests of each target run once without a change first, and once with one that they must notice.
+- The tests of each target run once without a change first, and once with one that they must notice. The first run
+  traces which lines each test reaches: a mutant meets only the tests that reach its statement, the quickest first, up
+  to the first that fails.
+- Results can be kept in a file, and a later run goes on with what is missing in it.
 """
 
 from __future__ import annotations
 
 import ast
-import copy
+import contextlib
 import gc
+import hashlib
 import importlib
+import json
 import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
-from typing import Annotated, Any, NamedTuple, NoReturn
+from types import CodeType, FrameType, FunctionType, ModuleType
+from typing import Annotated, Any, NamedTuple
 
 import pytest
 import typer
 
 from benchmarks import command
+from benchmarks.mutants import Mutant, mutants
 from kizu.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -51,22 +56,6 @@ TESTS = {
 SLOW = "not separates and not resumed and not leak and not learns"
 """Tests that train for seconds protect the whole; what a mutant changes, others are to notice."""
 
-SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
-    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},
-    **{ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift},
-    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
-    **{ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And},
-}
-EXCHANGED = {"mean": "sum", "sum": "mean", "min": "max", "max": "min", "ceil": "floor", "floor": "ceil"}
-
-
-class Mutant(NamedTuple):
-    """A changed module."""
-
-    line: int
-    change: str
-    tree: ast.Module
-
 
 class Outcome(NamedTuple):
     """What the tests made of a mutant."""
@@ -74,100 +63,20 @@ class Outcome(NamedTuple):
     line: int
     change: str
     result: str
-    """`killed`, `survived` or `timeout`; the last counts as killed."""
+    """`killed`, `survived`, `timeout` or `unreached`: killed as well, and survived as no test runs the statement."""
 
 
-def mutants(source: str) -> Iterator[Mutant]:
-    """Change one place in the source, each in its turn from the top down."""
-    tree = ast.parse(source)
-    ignored = _ignored(tree)
-    found: list[tuple[int, int, str, str, Any]] = []
-    for index, node in enumerate(ast.walk(tree)):
-        if id(node) not in ignored:
-            found += [(getattr(node, "lineno", 0), index, *edit) for edit in _edits(node)]
-    for line, index, change, field, value in sorted(found, key=lambda entry: entry[:2]):
-        changed = copy.deepcopy(tree)
-        node = next(n for i, n in enumerate(ast.walk(changed)) if i == index)
-        if field == "":
-            _replace(changed, node, value(node))
-        else:
-            setattr(node, field, value(node))
-        yield Mutant(line, change, ast.fix_missing_locations(changed))
+class Reach(NamedTuple):
+    """What a test runs of the module, and the seconds that it takes: of the processor, and in all."""
 
+    lines: set[int]
+    busy: float
+    seconds: float
 
-def _ignored(tree: ast.Module) -> set[int]:
-    """Nodes to leave alone: annotations, docstrings, messages and decorators; fields of classes, see `apply`."""
-    roots: list[ast.AST | None] = []
-    for node in ast.walk(tree):
-        roots += [getattr(node, name, None) for name in ("annotation", "returns")]
-        roots += getattr(node, "decorator_list", [])
-        if isinstance(node, ast.ClassDef):
-            roots += [inner for inner in node.body if not isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)]
-        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
-            roots.append(node)
-        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("logger.", "ClassVar", "cast")):
-            roots.append(node)
-        if isinstance(node, ast.Raise) and node.exc is not None:
-            roots.append(node.exc)
-    return {id(inner) for root in roots if root is not None for inner in ast.walk(root)}
-
-
-def _edits(node: ast.AST) -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
-    """(description, field that changes or "" for the node itself, node → new value)."""
-    match node:
-        case ast.BinOp() if type(node.op) in SWAPPED:
-            operation = SWAPPED[type(node.op)]
-            yield f"{ast.unparse(node)}: {type(node.op).__name__} → {operation.__name__}", "op", lambda _: operation()
-            if isinstance(node.op, ast.Add | ast.Sub):
-                yield f"{ast.unparse(node)}: second term dropped", "", lambda n: n.left
-        case ast.Compare() if type(node.ops[0]) in SWAPPED:
-            comparison = SWAPPED[type(node.ops[0])]
-            yield f"{ast.unparse(node)}: → {comparison.__name__}", "ops", lambda n: [comparison(), *n.ops[1:]]
-        case ast.BoolOp():
-            joined = SWAPPED[type(node.op)]
-            yield f"{ast.unparse(node)}: → {joined.__name__}", "op", lambda _: joined()
-        case ast.UnaryOp():
-            yield f"{ast.unparse(node)}: operator dropped", "", lambda n: n.operand
-        case ast.If() | ast.IfExp():
-            yield (
-                f"if {ast.unparse(node.test)}: negated",
-                "test",
-                lambda n: ast.UnaryOp(ast.Not(), n.test),
-            )
-        case ast.Constant() if isinstance(node.value, bool):
-            yield f"{node.value}: flipped", "value", lambda n: not n.value
-        case ast.Constant() if isinstance(node.value, int | float):
-            changed = node.value + 1 if isinstance(node.value, int) else (2 * node.value or 1.0)
-            yield f"{node.value} → {changed}", "value", lambda _: changed
-        case ast.Attribute() if node.attr in EXCHANGED:
-            yield f"{ast.unparse(node)} → {EXCHANGED[node.attr]}", "attr", lambda n: EXCHANGED[n.attr]
-        case ast.Call():
-            yield from _edits_of_call(node)
-        case ast.Expr() | ast.AugAssign() | ast.Raise():
-            yield f"{ast.unparse(node).splitlines()[0]}: removed", "", lambda _: ast.Pass()
-        case ast.Assign() if not isinstance(node.targets[0], ast.Name | ast.Tuple):
-            yield f"{ast.unparse(node).splitlines()[0]}: removed", "", lambda _: ast.Pass()
-
-
-def _edits_of_call(node: ast.Call) -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
-    shown = ast.unparse(node)[:80]
-    if isinstance(node.func, ast.Attribute) and node.func.attr in ("detach", "abs", "sqrt", "square", "clamp"):
-        yield f"{shown}: {node.func.attr} dropped", "", lambda n: n.func.value
-    for i, keyword in enumerate(node.keywords):
-        yield f"{shown}: argument {keyword.arg} dropped", "keywords", _without(i)
-
-
-def _without(index: int) -> Callable[[Any], Any]:
-    return lambda call: call.keywords[:index] + call.keywords[index + 1 :]
-
-
-def _replace(tree: ast.Module, old: ast.AST, new: ast.AST) -> None:
-    for parent in ast.walk(tree):
-        for name, value in ast.iter_fields(parent):
-            if value is old:
-                setattr(parent, name, new)
-            elif isinstance(value, list) and any(item is old for item in value):
-                setattr(parent, name, [new if item is old else item for item in value])
+    def limit(self) -> None:
+        """Have the process end itself where the test takes several times as long."""
+        signal.setitimer(signal.ITIMER_PROF, 5 + 5 * self.busy)  # does not depend on what else the machine does
+        signal.setitimer(signal.ITIMER_REAL, 60 + 10 * self.seconds)
 
 
 def functions_of(module: ModuleType) -> list[FunctionType]:
@@ -210,21 +119,77 @@ def _inside(code: CodeType) -> Iterator[CodeType]:
             yield from _inside(constant)
 
 
+class Results:
+    """Outcomes of mutants, kept in a file of JSON lines if one is named.
+
+    A kill holds while the module is the same, a survival while its tests are the same as well.
+    """
+
+    def __init__(self, path: Path | None, module: str, source: str, tests: str):
+        self._path, self._module = path, module
+        self._source, self._tests = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (source, tests))
+        self.outcomes: dict[int, Outcome] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []:
+            entry = json.loads(line)
+            if (entry["module"], entry["source"]) == (module, self._source):
+                outcome = Outcome(entry["line"], entry["change"], entry["result"])
+                self.outcomes.pop(entry["index"], None)
+                if outcome.result in ("killed", "timeout") or entry["tests"] == self._tests:
+                    self.outcomes[entry["index"]] = outcome
+
+    def add(self, index: int, outcome: Outcome) -> None:
+        """Keep the outcome of the mutant with that index in the source."""
+        self.outcomes[index] = outcome
+        if self._path:
+            made = {"module": self._module, "source": self._source, "tests": self._tests, "index": index}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(made | outcome._asdict()) + "\n")
+
+
+class Tracer:
+    """Trace function that collects which lines of a file run, in every thread that starts while it is set."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.lines: set[int] = set()
+
+    def __call__(self, frame: FrameType, _event: str, _argument: object) -> Tracer | None:
+        """Note the line, and go on inside functions of the file only."""
+        if frame.f_code.co_filename != self.path:
+            return None
+        self.lines.add(frame.f_lineno)
+        return self
+
+
 class Forks:
     """Pytest plugin that runs the collected tests once per mutant, each time in a fork.
 
     Args:
         name: of the module.
         seconds: after which no further mutant starts. Mutants come in random order, so those tried are a sample.
+        results: of earlier runs, which are not repeated.
         say: progress.
     """
 
-    def __init__(self, name: str, seconds: float, say: Callable[[str], None]):
-        self.name, self.seconds, self.say = name, seconds, say
+    def __init__(self, name: str, seconds: float, results: Results, say: Callable[[str], None]):
+        self.name, self.seconds, self.results, self.say = name, seconds, results, say
         self.functions: list[FunctionType] = []
-        self.outcomes: list[Outcome] = []
+        self.reach: list[Reach] = []
         self.total = 0
         self.problem = "cannot be collected"
+        self._shared: Tracer | None = None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self) -> Iterator[None]:
+        """Give what fixtures run to all tests: one test sets up what others may share."""
+        own = sys.gettrace()
+        if self._shared is not None:
+            _set_trace(self._shared)
+        try:
+            return (yield)
+        finally:
+            if self._shared is not None:
+                _set_trace(own)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """See the tests green as it is and red with an exception in every function; then the mutants."""
@@ -234,66 +199,109 @@ class Forks:
         gc.unfreeze()  # the module before froze what is looked through here
         self.functions = functions_of(module)
         gc.freeze()  # so that collecting garbage in a fork copies no memory
-        began = time.monotonic()
-        if self._fork(session, module, ast.parse(source), 600) != "survived":
+        self.reach = self._trace(session, module)
+        if len(self.reach) < len(session.items):
             self.problem = "fail as it is"
             return True
-        once = time.monotonic() - began
+        once = sum(test.busy for test in self.reach)
         broken = ast.parse(source)
         for node in ast.walk(broken):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 node.body.insert(0, ast.parse("if True:\n    raise RuntimeError").body[0])
-        if self._fork(session, module, ast.fix_missing_locations(broken), 600) != "killed":
+        if self._try(session, module, Mutant(0, "", ast.fix_missing_locations(broken), None)) != "killed":
             self.problem = "do not notice exceptions in it"
             return True
-        found = list(mutants(source))
+        found = list(enumerate(mutants(source)))
         self.total, self.problem = len(found), ""
         self.say(f"{self.name}: {self.total} mutants, {len(session.items)} tests, {once:.1f} s")
-        until = began + self.seconds
-        for mutant in random.Random(0).sample(found, len(found)):
+        until = time.monotonic() + self.seconds
+        for index, mutant in random.Random(0).sample(found, len(found)):
             if time.monotonic() > until:
                 break
-            result = self._fork(session, module, mutant.tree, 10 + 5 * once)
-            self.outcomes.append(Outcome(mutant.line, mutant.change, result))
-            if result != "killed":
-                self.say(f"{self.name}:{mutant.line} {result}: {mutant.change}")
+            known = self.results.outcomes.get(index)
+            if known is None or known[:2] != mutant[:2]:
+                outcome = Outcome(mutant.line, mutant.change, self._try(session, module, mutant))
+                self.results.add(index, outcome)
+                if outcome.result != "killed":
+                    self.say(f"{self.name}:{mutant.line} {outcome.result}: {mutant.change}")
         return True
 
-    def _fork(self, session: pytest.Session, module: ModuleType, tree: ast.Module, limit: float) -> str:
+    def _trace(self, session: pytest.Session, module: ModuleType) -> list[Reach]:
+        """Run the tests as they are, in a fork; shorter than the tests if one failed."""
+        reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
-            self._run(session, module, tree)
-        until = time.monotonic() + limit
-        while time.monotonic() < until:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return "survived" if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0 else "killed"
-            time.sleep(0.01)
-        os.killpg(child, signal.SIGKILL)
+            with _forked(), os.fdopen(writer, "w") as pipe:
+                self._shared = Tracer(str(module.__file__))
+                own = []
+                for number in range(len(session.items)):
+                    tracer, began, busy = Tracer(str(module.__file__)), time.monotonic(), time.process_time()
+                    _set_trace(tracer)
+                    _run(session.items[number : number + 2])
+                    _set_trace(None)
+                    own.append(Reach(tracer.lines, time.process_time() - busy, time.monotonic() - began))
+                    if session.testsfailed:
+                        break
+                else:
+                    json.dump([(sorted(test.lines | self._shared.lines), *test[1:]) for test in own], pipe)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            traced = pipe.read()
         os.waitpid(child, 0)
-        return "timeout"
+        return [Reach(set(lines), *seconds) for lines, *seconds in json.loads(traced or "[]")]
 
-    def _run(self, session: pytest.Session, module: ModuleType, tree: ast.Module) -> NoReturn:
-        code = 1
-        try:
-            os.setpgrp()
-            with Path(os.devnull).open("w") as nothing:
-                os.dup2(nothing.fileno(), 1)
-                os.dup2(nothing.fileno(), 2)
-            apply(module, self.functions, tree)
-            for number, item in enumerate(session.items):
-                following = session.items[number + 1] if number + 1 < len(session.items) else None
-                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-                if session.testsfailed:
-                    break
-            code = int(session.testsfailed > 0)
-        finally:
-            os._exit(code)
+    def _try(self, session: pytest.Session, module: ModuleType, mutant: Mutant) -> str:
+        """Run the tests that reach the mutant in a fork: killed, survived, timeout or unreached."""
+        tests = zip(self.reach, session.items, strict=True)
+        reached = [pair for pair in tests if mutant.lines is None or not pair[0].lines.isdisjoint(mutant.lines)]
+        if not reached:
+            return "unreached"
+        child = os.fork()
+        if child == 0:
+            with _forked():
+                apply(module, self.functions, mutant.tree)
+                reached.sort(key=lambda pair: pair[0].busy)
+                for number, (test, _) in enumerate(reached):
+                    test.limit()
+                    _run([item for _, item in reached[number : number + 2]])
+                    if session.testsfailed:
+                        os._exit(1)
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGPROF):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)  # what the tests started
+            return "timeout"
+        return "survived" if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0 else "killed"
+
+
+@contextlib.contextmanager
+def _forked() -> Iterator[None]:
+    """Keep a fork quiet and in a process group of its own, and end it with the block, as failed if not ended before."""
+    try:
+        os.setpgrp()
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), 1)
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os._exit(1)
+
+
+def _run(items: list[pytest.Item]) -> None:
+    """Run the first of the items; fixtures that the second shares stay."""
+    items[0].config.hook.pytest_runtest_protocol(item=items[0], nextitem=items[1] if len(items) > 1 else None)
+
+
+def _set_trace(tracer: Any) -> None:
+    threading.settrace(tracer)
+    sys.settrace(tracer)
 
 
 def mutation(
     modules: Annotated[list[str] | None, typer.Argument(help="Modules; left out: all that have tests here.")] = None,
     minutes: Annotated[float, typer.Option(help="For each module at most.")] = 60.0,
+    results: Annotated[Path | None, typer.Option(help="File that keeps results; a later run goes on with it.")] = None,
 ) -> None:
     """Change modules in one place at a time and print what their tests did not notice."""
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -301,15 +309,16 @@ def mutation(
     for name in modules or list(TESTS):
         if name not in TESTS:
             raise UserError(f"No tests are named for {name}.", f"Choose one of {', '.join(TESTS)}.")
-        importlib.import_module(name)
-        plugin = Forks(name, 60 * minutes, say)
-        options = ["-p", "no:cacheprovider", "-n", "0", "--timeout", "0", "-k", SLOW]
-        paths = [str(REPOSITORY / path) for path in TESTS[name]]
-        pytest.main([*options, "--rootdir", str(REPOSITORY), *paths], plugins=[plugin])
+        paths = [REPOSITORY / path for path in TESTS[name]]
+        source = Path(str(importlib.import_module(name).__file__)).read_text(encoding="utf-8")
+        kept = Results(results, name, source, "".join(path.read_text(encoding="utf-8") for path in paths))
+        plugin = Forks(name, 60 * minutes, kept, say)
+        options = ["-p", "no:cacheprovider", "-n", "0", "--timeout", "0", "--tb", "no", "-k", SLOW]
+        pytest.main([*options, "--rootdir", str(REPOSITORY), *map(str, paths)], plugins=[plugin])
         if plugin.problem:
             raise UserError(f"The tests of {name} {plugin.problem}.", f"Run pytest {' '.join(TESTS[name])}.")
-        survived = sum(outcome.result == "survived" for outcome in plugin.outcomes)
-        count = len(plugin.outcomes)
+        survived = sum(outcome.result in ("survived", "unreached") for outcome in kept.outcomes.values())
+        count = len(kept.outcomes)
         typer.echo(f"| {name} | {count} of {plugin.total} | {count - survived} | {survived} |")
 
 

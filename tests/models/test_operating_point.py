@@ -14,6 +14,7 @@ from kizu.models.operating_point import (
     OperatingPoint,
     choose_operating_point,
     draw_independent,
+    median_size,
     required_ng,
     smallest_certifiable_fnr,
     umbrella_rank,
@@ -50,6 +51,18 @@ def test_the_required_number_of_ng(alpha: float, n: int) -> None:
     assert required_ng(alpha, 0.95) == n
     assert umbrella_rank(n, alpha, 0.95) == 1
     assert umbrella_rank(n - 1, alpha, 0.95) == 0
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_what_n_ng_just_certify_needs_n_of_them(confidence: float) -> None:
+    for n in range(1, 500):
+        assert required_ng(smallest_certifiable_fnr(n, confidence), confidence) == n
+
+
+@pytest.mark.parametrize(("n", "rank"), [(1, 1), (3, 2), (5, 3)])
+def test_a_tail_that_equals_the_allowed_probability_is_allowed(n: int, rank: int) -> None:
+    assert tail(n, rank, 0.5) == 0.5
+    assert umbrella_rank(n, 0.5, 0.5) == rank
 
 
 def true_fnrs(rank: int, n: int, calibrations: int) -> NDArray[np.float64]:
@@ -124,6 +137,18 @@ def test_the_specificity_target_is_met_by_the_fewest_passed(share: float, passed
     assert choose([], np.arange(10), target_specificity=share).passed_ok == passed
 
 
+def test_a_tolerance_raises_a_specificity_threshold_where_there_is_room() -> None:
+    """The threshold goes 4 tolerances above the highest score to pass, then keeps 1 from the value that it came to."""
+    margin = 0.01 * 4.5  # of the median score
+    point = choose([], np.arange(10), target_specificity=0.5, tolerance=0.01)
+    assert point.passed_ok == 5
+    assert point.threshold == pytest.approx(4 + 3 * margin)
+    # No further than the next score, here 4.1.
+    crowded = choose([], [0, 1, 2, 3, 4, 4.1, 6, 7, 8, 9], target_specificity=0.5, tolerance=0.01)
+    assert crowded.passed_ok == 5
+    assert crowded.threshold == pytest.approx(0.99 * 4.1)
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.lists(st.integers(0, 5), min_size=1, max_size=40))
 def test_tied_scores_never_miss_more_than_the_rank_allows(ng: list[int], ok: list[int]) -> None:
     point = choose(ng, ok, target_fnr=0.2, confidence=0.8, review_band=0.3)
@@ -193,6 +218,12 @@ def test_verdicts_at_the_very_boundary_in_float32() -> None:
     assert OperatingPoint.model_validate_json(point.model_dump_json()).verdict(float(threshold)) == "NG"
 
 
+def test_scores_are_compared_as_the_float32_that_they_are_stored_as() -> None:
+    point = choose([0.1], [0.1])
+    assert point.threshold == float(np.float32(0.1)) > 0.1
+    assert point.passed_ok == 0
+
+
 @given(st.floats(-1e6, 1e6, width=32), st.sampled_from([0.0, 1e-6, 1e-4]))
 def test_a_tolerance_only_ever_lowers_the_threshold(score: float, tolerance: float) -> None:
     assert choose([score], [], tolerance=tolerance).threshold <= score
@@ -204,6 +235,11 @@ def test_logits_keep_their_distance_from_a_threshold_near_zero() -> None:
     point = choose(ng, ok, target_fnr=0.05, tolerance=1e-4)
     nearest = np.abs(np.concatenate([ng, ok]) - np.float32(point.threshold)).min()
     assert nearest > 1e-4
+
+
+def test_the_size_of_scores_is_the_median_of_their_magnitudes_and_0_of_none() -> None:
+    assert median_size(np.array([-3, 1, 2], np.float32)) == 2.0
+    assert median_size(np.array([], np.float32)) == 0.0
 
 
 def test_the_statement_never_rounds_a_promise_up() -> None:
@@ -263,6 +299,19 @@ def test_one_ng_of_each_group_counts_and_each_without_a_group() -> None:
         choose(scores, [0.0], ng_groups=["a"])
 
 
+def test_the_threshold_is_the_lower_of_the_order_statistics_of_groups_and_of_parts() -> None:
+    scores, groups = [*range(100), *range(1000, 1059)], ["low"] * 100 + [f"{i}" for i in range(59)]
+    drawn = draw_independent(scores, groups, "key")[0]
+    point = choose(scores, [0.0], ng_groups=groups, draw_key="key")
+    assert point.rank == umbrella_rank(60, 0.05, 0.95) == 1
+    assert point.groups_only_rank == umbrella_rank(159, 0.05, 0.95) == 4
+    assert point.threshold == 3.0 < drawn
+    alike = chosen_by_board(np.repeat(np.arange(60.0)[:, None], 10, axis=1), "key")
+    assert alike.groups_only_rank is not None
+    assert alike.groups_only_rank > 10
+    assert alike.threshold == 0.0
+
+
 def test_the_draw_follows_from_the_data_alone() -> None:
     rng = np.random.default_rng(0)
     scores, groups = rng.normal(size=60).astype(np.float32), [f"g{i % 6}" for i in range(60)]
@@ -304,6 +353,26 @@ def test_the_statement_says_which_ng_were_looked_at() -> None:
     assert "looked at" not in choose([], [0.0]).statement()
 
 
+def test_a_threshold_passes_gaps_that_are_too_narrow_for_it() -> None:
+    """A gap takes twice the tolerance, of the upper score or of the median if that is larger."""
+    assert choose([2.0], [1.95, 0.0], tolerance=0.01).threshold == pytest.approx(2.0 - 0.01 * 2.0)
+    assert choose([2.0], [1.99, 1.98, 0.0], tolerance=0.01).threshold == pytest.approx(1.98 - 0.01 * 1.985)
+    assert choose([2.0], [1.99, 1.98], tolerance=0.01).threshold == pytest.approx(1.98 - 0.01 * 1.99)
+
+
+def test_the_review_threshold_keeps_clear_of_scores_too() -> None:
+    point = choose([10.0], np.arange(10), review_band=0.3, tolerance=0.01)
+    assert point.threshold == pytest.approx(10 - 0.01 * 10)
+    assert point.review_threshold == pytest.approx(7 - 0.01 * 7)
+    without_band = choose([10.0], np.arange(10), tolerance=0.01)
+    assert without_band.review_threshold == without_band.threshold
+
+
+def test_a_threshold_among_scores_too_dense_for_any_gap_is_lowered_by_the_tolerance_alone() -> None:
+    point = choose([2.0], np.linspace(1, 2, 20_000), tolerance=0.01)
+    assert point.threshold == pytest.approx(0.99 * 2.0)
+
+
 def test_a_threshold_keeps_clear_of_scores_that_it_does_not_rest_on() -> None:
     point = choose(np.linspace(1, 2, 60), [0.0], tolerance=1e-4)
     clear = choose(np.linspace(1, 2, 60), [0.0], tolerance=1e-4, other_scores=[point.threshold])
@@ -319,7 +388,9 @@ def test_a_point_from_before_groups_counted_speaks_as_it_did() -> None:
     assert "came from only 12 groups; parts of one group resemble each other" in text
     assert "looked at" not in text
     assert not OperatingPoint.model_validate(BEFORE_GROUPS).for_new_parts
-    assert OperatingPoint.model_validate(BEFORE_GROUPS | {"n_ng_groups": 48}).for_new_parts
+    of_48 = OperatingPoint.model_validate(BEFORE_GROUPS | {"n_ng_groups": 48})
+    assert of_48.for_new_parts
+    assert "groups" not in of_48.statement()
 
 
 BEFORE_GROUPS = {

@@ -5,14 +5,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import betaincinv, gammaincinv
 
 from benchmarks.estimates import coverage, tally, usefulness
 from benchmarks.estimates_before import fnr_bounds_before
 from benchmarks.estimates_scenarios import scenarios
 from kizu.models.rates import Rate, clopper_pearson_lower, clopper_pearson_upper
+from kizu.service.quality.bounds import Sightings, ratio_bounds, sightings
 from kizu.service.quality.caveats import caveats, reviews_needed
-from kizu.service.quality.counts import Counts
-from kizu.service.quality.estimates import RateEstimate, estimate_fnr, estimate_specificity, realised
+from kizu.service.quality.counts import Counts, ReviewStratum
+from kizu.service.quality.estimates import (
+    RateEstimate,
+    RealisedCounts,
+    estimate_fnr,
+    estimate_specificity,
+    rates,
+    realised,
+)
 from kizu.service.quality.repository import Cell
 
 
@@ -59,6 +68,147 @@ def test_specificity_from_an_audit_sample_by_hand() -> None:
     assert estimate.rate == pytest.approx((1000 - 20) / (1000 - 20 + 30))
     assert estimate.rate is not None
     assert estimate.lower < estimate.rate < estimate.upper
+
+
+def test_rates_among_reviewed_parts_are_plain_counts() -> None:
+    found = rates(Counts.of(PLANT), 0.9)
+    assert {name: (rate.count, rate.total, rate.confidence) for name, rate in found.items()} == {
+        "fnr": (2, 22, 0.9),
+        "specificity": (98, 128, 0.9),
+        "overkill": (30, 128, 0.9),
+        "escape_rate": (2, 100, 0.9),
+    }
+
+
+BACKLOG = [
+    *PLANT[2:],
+    flagged(20, "NG", share=0.5),
+    flagged(30, "OK", share=0.5),
+    flagged(50, None, share=0.5, drawn=False),
+]
+"""As `PLANT`, with half of 100 flagged reviewed in random order: drawn NG stand for ten among passes, for two here."""
+
+
+def gamma(ng: int, probability: float, inclusion: float) -> float:
+    """Bound of an expected number, of which `ng` were seen, each with probability `inclusion`."""
+    return float(gammaincinv(ng, probability)) / inclusion
+
+
+def test_what_was_inspected_is_bounded_with_one_error_for_all_that_is_uncertain() -> None:
+    alone = realised(Counts.of(PLANT), 0.95)
+    assert alone.missed == pytest.approx((gamma(2, 0.025, 0.1), gamma(3, 0.975, 0.1)))
+    assert alone.caught == (20, 20)
+    both = realised(Counts.of(BACKLOG), 0.95)
+    assert both.missed == pytest.approx((2, gamma(3, 0.9875, 0.1)))  # no fewer than were found
+    assert both.caught == pytest.approx((gamma(20, 0.0125, 0.5), gamma(21, 0.9875, 0.5)))
+
+
+def test_counted_and_drawn_strata_add_up() -> None:
+    both = Sightings(counted=(3, 7), drawn=((2, 4, 0.1),), certain=(2, 900))
+    assert both.realised(0.025) == pytest.approx((3 + gamma(2, 0.025, 0.1), 7 + gamma(5, 0.975, 0.1)))
+    assert Sightings((3, 7), (), (0, 0)).realised(0.025) == (3, 7)
+    # Strata of different weight, one event of the largest weight more above: moments of Fay & Feuer.
+    mixed = Sightings(counted=(3, 7), drawn=((2, 4, 0.1), (1, 1, 0.5)), certain=(3, 900))
+    y, v = 3 + 2 / 0.1 + 1 / 0.5, 3 + 2 / 0.01 + 1 / 0.25
+    assert (mixed.lower().shape, mixed.lower().scale) == pytest.approx((y * y / v, v / y))
+    y, v = 7 + 5 / 0.1 + 1 / 0.5, 7 + 5 / 0.01 + 1 / 0.25
+    assert (mixed.upper().shape, mixed.upper().scale) == pytest.approx((y * y / v, v / y))
+
+
+def test_what_is_doubtful_or_overlooked_is_seen_at_the_end_that_it_hurts() -> None:
+    stratum = ReviewStratum(
+        0.1, total=1000, ok=90, ng=10, queued=100, drawn=100, drawn_ng=7, drawn_doubtful=3, certain_ng=7, doubtful=3
+    )
+    ok, ng = (sightings([stratum], label, 0.025) for label in ("OK", "NG"))
+    assert (ok.drawn, ok.certain) == (((90, 93, 0.1),), (90, 990))
+    assert (ng.drawn, ng.certain) == (((7, 10, 0.1),), (7, 910))
+    out_of_order = replace(stratum, other_overlooked=2, other_doubtful=1)
+    assert sightings([out_of_order], "NG", 0.025).drawn == ((9, 13, 0.1),)
+    rechecked = replace(out_of_order, rechecked=20, overlooked=1, overlooked_doubtful=2, recheck_probability=0.5)
+    assert sightings([rechecked], "NG", 0.025).drawn == ((7, 10, 0.1), (1, 3, 0.05))
+    assert sightings([rechecked], "OK", 0.025).drawn == ((90, 93, 0.1),)
+
+
+def test_a_stratum_is_thinned_where_that_bounds_more_tightly_than_counting() -> None:
+    """Seeing none of those drawn with probability π leaves −ln(error)/π: 37 for 0.1 and an error of 0.025."""
+
+    def thinned(unknown: int, inclusion: float = 0.1) -> bool:
+        return bool(sightings([ReviewStratum(inclusion, total=unknown)], "NG", 0.025).drawn)
+
+    assert not thinned(36)
+    assert thinned(37)
+    assert thinned(8, 0.5)
+    assert not thinned(7, 0.5)
+    assert not thinned(10**6, 0.0)
+    few, many = ReviewStratum(0.01, total=20), ReviewStratum(0.2, total=1000)
+    found = sightings([few, many], "NG", 0.025)
+    assert (found.counted, found.drawn) == ((0, 20), ((0, 0, 0.2),))
+    # 37 for both, against 30 and 7 for counting the first.
+    assert len(sightings([ReviewStratum(0.1, total=30), ReviewStratum(0.5, total=1000)], "NG", 0.025).drawn) == 2
+
+
+def test_nothing_seen_bounds_no_ratio_from_that_side() -> None:
+    none, some = Sightings((0, 0), (), (0, 0)), Sightings((3, 3), (), (0, 0))
+    assert ratio_bounds(none, some, 0.025) == pytest.approx((0.0, clopper_pearson_upper(0, 3, 0.975)))
+    assert ratio_bounds(some, none, 0.025) == pytest.approx((clopper_pearson_lower(3, 3, 0.975), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("missed", "caught", "fnr"),
+    [
+        ((2, 10), (20, 30), (2 / 32, 10 / 30)),
+        ((2, 10), (10, 30), (2 / 32, 0.5)),
+        ((1, 10), (0, 1), (0.5, 1.0)),
+        ((0, 5), (5, 8), (0.0, 0.5)),
+        ((0, 0), (0, 3), (0.0, 1.0)),
+        ((0, 0), (4, 4), (0.0, 0.0)),
+    ],
+)
+def test_the_realised_fnr_takes_the_end_of_each_count_that_hurts_it(missed: Any, caught: Any, fnr: Any) -> None:
+    assert RealisedCounts(missed, caught, 0.95).fnr == pytest.approx(fnr)
+
+
+def test_specificity_bounds_share_half_of_the_error_among_uncertain_counts() -> None:
+    found = estimate_specificity(Counts.of(PLANT), 0.95)
+    fn = 2, gamma(3, 0.9875, 0.1)  # no fewer than were found
+    assert found.lower == pytest.approx(betaincinv(1000 - fn[1], 31, 0.0125))
+    assert found.upper == pytest.approx(betaincinv(1000 - fn[0] + 1, 30, 0.9875))
+    found = estimate_specificity(Counts.of(BACKLOG), 0.95)
+    fn = 2, gamma(3, 0.99375, 0.1)
+    fp = gamma(30, 0.00625, 0.5), 80  # no more than 50 are unseen
+    assert found.lower == pytest.approx(betaincinv(1000 - fn[1], fp[1] + 1, 0.0125))
+    assert found.upper == pytest.approx(betaincinv(1000 - fn[0] + 1, fp[0], 0.9875))
+
+
+@pytest.mark.parametrize(
+    ("ok_passed", "ng_passed", "ok_flagged", "ng_flagged"),
+    [(3, 0, 3, 0), (1, 0, 3, 0), (0, 5, 3, 0), (5, 0, 0, 3), (5, 0, 1, 3)],
+)
+def test_the_specificity_of_known_parts_is_their_rate_at_its_ends_too(
+    ok_passed: int, ng_passed: int, ok_flagged: int, ng_flagged: int
+) -> None:
+    cells = [passed(ok_passed, "OK", sampled=True), passed(ng_passed, "NG", sampled=True)]
+    cells += [flagged(ok_flagged, "OK"), flagged(ng_flagged, "NG")]
+    found = estimate_specificity(Counts.of([cell for cell in cells if cell.count]), 0.95)
+    rate = Rate(ok_passed, ok_passed + ok_flagged)
+    assert (found.rate, found.lower, found.upper) == pytest.approx((rate.value, rate.lower, rate.upper))
+    assert found.reason is None
+
+
+def test_without_any_ok_there_is_no_specificity() -> None:
+    found = estimate_specificity(Counts.of([passed(2, "NG", sampled=True), flagged(3, "NG")]), 0.95)
+    assert (found.rate, found.reason) == (None, "nothing has been found to be OK")
+
+
+def test_unreviewed_flagged_parts_forbid_an_estimate_and_the_reason_says_which() -> None:
+    unseen = flagged(5, None, share=0.2, drawn=False, day="2")
+    none, some = Counts.of([*PLANT[2:], unseen]), Counts.of([*PLANT, unseen])
+    for estimate, what in ((estimate_fnr, "FNR"), (estimate_specificity, "specificity")):
+        found = estimate(none, 0.95)
+        assert found.rate is None
+        assert found.reason == f"no flagged inspection has been reviewed, so {what} cannot be estimated"
+        assert "of some days no flagged inspection has been reviewed" in str(estimate(some, 0.95).reason)
+    assert estimate_specificity(none, 0.95).upper == 1.0
 
 
 def test_strata_of_different_probability_are_weighted_apart() -> None:
@@ -192,6 +342,16 @@ def test_what_rechecks_find_raises_the_bounds_and_the_estimate() -> None:
     assert none.upper < found.upper
     out_of_order = fnr("NG", recheck_share=0.001, recheck_drawn=False)
     assert out_of_order.upper >= 2 / 22
+
+
+@pytest.mark.parametrize(("audited", "missed"), [(1.0, 4), (0.1, 2)])
+def test_where_every_pass_is_reviewed_what_rechecks_find_stands_for_the_audits_alone(
+    audited: float, missed: int
+) -> None:
+    """Of audits that all passes went through, each recheck of probability 0.5 stands for two."""
+    ok = Cell(None, "OK", True, audited, "OK", 98, "1", recheck_probability=0.5)
+    again = Cell(None, "OK", True, audited, "NG", 2, "1", recheck="done", confirmed="NG", recheck_probability=0.5)
+    assert estimate_fnr(Counts.of([flagged(20, "NG"), ok, again]), 0.95).rate == pytest.approx(missed / (missed + 20))
 
 
 def test_nothing_inspected_knows_nothing() -> None:

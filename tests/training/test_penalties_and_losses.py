@@ -38,6 +38,26 @@ def test_the_penalty_is_evaluated_between_real_and_fake_with_one_epsilon_per_ima
     assert points[:, 0, 0, 0].unique().numel() == 64
 
 
+def test_the_penalty_teaches_nobody_but_the_critic():
+    torch.manual_seed(0)
+    w = torch.randn(1, 4, 4, requires_grad=True)
+    real, fake = (torch.randn(3, 1, 4, 4, requires_grad=True) for _ in range(2))
+    gradient_penalty(lambda x: (x.square() * w).flatten(1).sum(1), real, fake).backward()
+    assert w.grad is not None
+    assert real.grad is None
+    assert fake.grad is None
+
+
+def test_the_penalty_is_computed_in_fp32_under_autocast():
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 1)
+    critic = nn.Sequential(nn.Flatten(), linear)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        penalty = gradient_penalty(critic, *torch.randn(2, 4, 1, 8, 8).bfloat16())
+    assert penalty.dtype == torch.float32
+    torch.testing.assert_close(penalty, (linear.weight.norm() - 1).square())
+
+
 def test_the_penalty_trains_the_critic():
     torch.manual_seed(0)
     linear = nn.Linear(16, 1)

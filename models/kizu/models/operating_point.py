@@ -374,7 +374,8 @@ def _settle(threshold: np.float32, scores: NDArray[np.float32], tolerance: float
     if not tolerance:
         return threshold
     upper = threshold
-    for lower in [*scores[scores < threshold][::-1][:_SETTLING_STEPS], np.float32(-np.inf)]:
+    below = scores[scores < threshold][::-1]
+    for lower in [*below[:_SETTLING_STEPS], np.float32(-np.inf)][:_SETTLING_STEPS]:
         margin = tolerance * _size(upper, scores)
         if upper - lower >= 2 * margin:
             return np.float32(upper - margin)
