@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "memory": {"features": "self-supervised", "filters": 4, "memory": 20},
     "padim": {"least_side": 64},
     "supersimplenet": {"least_side": 64, "map_width": 8, "score_width": 4, "steps": 2},
+    "flow": {"least_side": 64, "blocks": 2, "dimensions": 8, "steps": 2},
 }
 assert SMALL.keys() == DETECTORS.keys(), "a kind of detector without a small one to test"
 

@@ -9,6 +9,7 @@ from kizu.models.bundle import InputGeometry
 from kizu.training.detectors.classifier import ClassifierMethod
 from kizu.training.detectors.draem import DRAEMMethod
 from kizu.training.detectors.fanogan import FAnoGANMethod
+from kizu.training.detectors.flow import FlowMethod
 from kizu.training.detectors.ganomaly import GANomalyMethod
 from kizu.training.detectors.memory import MemoryMethod
 from kizu.training.detectors.method import DetectorContext, DetectorMethod
@@ -27,6 +28,7 @@ DETECTORS: dict[str, type[DetectorMethod]] = {
     "semi-supervised": SemiSupervisedMethod,
     "supersimplenet": SuperSimpleNetMethod,
     "padim": PadimMethod,
+    "flow": FlowMethod,
 }
 
 
