@@ -61,3 +61,18 @@ def test_render_shows_a_summary(tmp_path: Path, kizu: Kizu) -> None:
     assert "13 images" in done.stdout
     assert "pinhole" in done.stdout
     assert (tmp_path / "set" / "manifest.csv").is_file()
+
+
+def test_render_makes_a_texture_where_asked_and_boards_otherwise(tmp_path: Path, kizu: Kizu) -> None:
+    options = ("--count-ok", 6, "--count-ng", 6, "--size", 32, "--channels", 1)
+    done = kizu("data", "render", tmp_path / "set", "--product", "texture", "--sheets", 3, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["groups"] == 3
+    assert {path.name for path in (tmp_path / "set" / "ng" / "smear").iterdir()} <= {f"sheet-00{n}" for n in (1, 2, 3)}
+
+
+def test_a_texture_has_no_views(tmp_path: Path, kizu: Kizu) -> None:
+    done = kizu("data", "render", tmp_path / "set", "--product", "texture", "--views", 2)
+    assert done.returncode == 2
+    assert "a texture has no views" in done.stderr
+    assert leftovers(tmp_path) == []

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ Source = Annotated[Path, typer.Argument(metavar="SRC", help="Folder with the ima
 Destination = Annotated[Path, typer.Argument(metavar="DEST", help="New folder for the data set.")]
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable summary to stdout, nothing else.")]
 OfficialSplit = Annotated[bool, typer.Option("--official-split", help="Keep the published train and test split.")]
+Product = Literal["boards", "texture"]
 Category = Annotated[str, typer.Option(help="Which category to take, where SRC holds several.")]
 
 
@@ -147,30 +148,30 @@ def _import_visa(
 
 def _render(
     destination: Destination,
+    product: Annotated[Product, typer.Option(help="Circuit boards, or sheets of brushed metal.")] = "boards",
     count_ok: Annotated[int, typer.Option(min=1, help="OK images.")] = 600,
     count_ng: Annotated[int, typer.Option(min=0, help="NG images, spread over the defect classes.")] = 140,
     size: Annotated[int, typer.Option(min=32, max=512, help="Pixels of an image's side.")] = 64,
     channels: Annotated[int, typer.Option(min=1, max=3, help="1: grey, 3: RGB.")] = 3,
     views: Annotated[int, typer.Option(min=1, max=4, help="Places on the board that the camera looks at.")] = 1,
-    boards: Annotated[int, typer.Option(min=1, help="Boards (groups) that the images show.")] = 24,
+    groups: Annotated[
+        int, typer.Option("--boards", "--sheets", min=1, help="Boards or sheets (groups) that the images show.")
+    ] = 24,
     seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Procedural printed-circuit boards with named defects, masks, boxes and groups."""
+    """Procedural circuit boards or brushed metal with named defects, masks, boxes and groups."""
     from kizu.training.data.render import render_boards
+    from kizu.training.data.texture import render_textures
 
-    with _journal("Rendering boards") as journal:
-        manifest = render_boards(
-            destination,
-            boards=boards,
-            count_ok=count_ok,
-            count_ng=count_ng,
-            size=size,
-            channels=channels,
-            views=views,
-            seed=seed,
-            journal=journal,
-        )
+    counts = {"count_ok": count_ok, "count_ng": count_ng, "size": size, "channels": channels, "seed": seed}
+    if product == "texture" and views != 1:
+        raise UserError(f"--views {views}: a texture has no views", "Leave --views out, or render boards.")
+    with _journal(f"Rendering {'boards' if product == 'boards' else 'sheets'}") as journal:
+        if product == "texture":
+            manifest = render_textures(destination, sheets=groups, **counts, journal=journal)
+        else:
+            manifest = render_boards(destination, boards=groups, views=views, **counts, journal=journal)
     _report(manifest, journal, as_json)
 
 

@@ -10,7 +10,6 @@ Notable here:
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +20,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from kizu.errors import UserError
 from kizu.training.data.board_design import MARGIN, PITCH, VIEWS, Design, Point, Segment, draw_product
-from kizu.training.data.importers.staging import Journal, make_folders, staged
-from kizu.training.data.manifest import NG, OK, Box, Manifest, Row
-from kizu.training.data.pool import in_order
+from kizu.training.data.importers.staging import Journal
+from kizu.training.data.manifest import OK, Box, Manifest, Row
+from kizu.training.data.rendered_set import bounds, write_rendered
 
 Floats = NDArray[np.float32]
 
@@ -95,41 +94,15 @@ def render_boards(
             f"cannot render {count_ok} OK and {count_ng} NG images of {boards} boards at {size}×{size}×{channels}",
             f"Use at least one OK image and board, 32 pixels or more, 1 or 3 channels, and 1 to {VIEWS} views.",
         )
-    journal = journal or Journal()
-    journal.total = count_ok + count_ng
-    stage = _Stage(seed, size, channels, boards, views)
-    labels = [OK] * count_ok + [NG] * count_ng
-    rows = []
-    with staged(destination) as staging:
-        names = [_row(number, label, count_ok, boards) for number, label in enumerate(labels)]
-        make_folders(staging, (name for row in names for name in (row.path, row.mask) if name))
-
-        def work(numbered: tuple[int, Row]) -> Row:
-            number, row = numbered
-            image, mask, boxes = stage.photograph(number, row)
-            _save(staging / row.path, image)
-            if row.mask:
-                _save(staging / row.mask, mask)
-            return replace(row, boxes=boxes)
-
-        rows = list(in_order(work, list(enumerate(names)), journal.progress))
-        Manifest(staging, rows).write()
-    return Manifest(Path(destination), rows)
-
-
-def _row(number: int, label: str, count_ok: int, boards: int) -> Row:
-    group = f"board-{number % boards + 1:03}"
-    if label == OK:
-        return Row(f"ok/{group}/{number:06}.png", OK, group=group)
-    defect = DEFECTS[(number - count_ok) % len(DEFECTS)]
-    name = f"{defect}/{group}/{number:06}.png"
-    return Row(f"ng/{name}", NG, defect, group, mask=f"masks/{name}")
-
-
-def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
-    path.write_bytes(buffer.getvalue())
+    return write_rendered(
+        destination,
+        _Stage(seed, size, channels, boards, views).photograph,
+        group="board",
+        groups=boards,
+        count_ok=count_ok,
+        classes=[DEFECTS[number % len(DEFECTS)] for number in range(count_ng)],
+        journal=journal,
+    )
 
 
 class _Stage:
@@ -178,7 +151,7 @@ class _Stage:
             if changed.sum() >= max(3, 4 * (self.size / 64) ** 2):
                 shot = trial
                 mask |= changed
-                boxes.append(_bounds(changed, row.defect))
+                boxes.append(bounds(changed, row.defect))
         if wanted and not boxes:
             raise RuntimeError(f"no place for a defect of class {row.defect} in image {number}")
         # Light and noise have their own draw: an NG image differs from its OK twin by the defect alone.
@@ -254,11 +227,6 @@ class _Stage:
 def _mix(under: Floats, over: Floats, share: Floats) -> Floats:
     alpha = share[..., None]
     return under * (1 - alpha) + over * alpha
-
-
-def _bounds(mask: NDArray[np.bool_], defect: str) -> Box:
-    ys, xs = np.nonzero(mask)
-    return Box(int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1, defect)
 
 
 def _spot(shot: _Shot, random: np.random.Generator) -> tuple[Point, Point, Point, Segment] | None:
