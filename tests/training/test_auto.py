@@ -36,8 +36,8 @@ def test_a_recipe_that_names_no_detector_gets_auto():
     assert [section.kind for section in recipe().detector] == ["auto"]
 
 
-def test_without_ng_two_views_of_ok_parts_are_combined():
-    assert kinds(recipe(), rows()) == ["memory", "padim"]
+def test_without_ng_three_views_of_ok_parts_are_combined():
+    assert kinds(recipe(), rows()) == ["memory", "padim", "flow"]
 
 
 def test_with_ng_what_learns_from_them_stands_beside_the_memory():

@@ -1,8 +1,8 @@
 """The detectors that `detector.kind = "auto"` stands for, by what the data has to teach.
 
 Notable here:
-- NG that were labelled decide. Without any, two views of what OK parts look like are combined, nearest neighbours and
-  Gaussians, since no synthetic anomaly can tell which of them suits a product.
+- NG that were labelled decide. Without any, three views of what OK parts look like are combined, nearest neighbours,
+  Gaussians and a flow, since no synthetic anomaly can tell which of them suits a product.
 - With NG, SuperSimpleNet learns from them, and the memory stays beside it: kinds of defect that nobody has labelled are
   far from OK parts, whatever a network has learned of others.
 - From `HUNDREDS` of NG on, a classifier whose backbone trains as well joins them.
@@ -27,7 +27,7 @@ from kizu.training.recipe import AUTO, DetectorSection, Recipe
 
 HUNDREDS = 200
 """Real NG in the train split from which a backbone can be trained on them."""
-WITHOUT_NG = ("memory", "padim")
+WITHOUT_NG = ("memory", "padim", "flow")
 WITH_NG = ("supersimplenet", "memory")
 WITH_HUNDREDS = ("supersimplenet", "memory", "classifier")
 
@@ -76,7 +76,7 @@ def _kinds(recipe: Recipe, train: Sequence[Row]) -> tuple[tuple[str, ...], str]:
         return WITH_NG, f"{ng} NG can teach heads on pretrained features (a backbone takes {HUNDREDS})"
     if recipe.generator is not None or any(row.label == NG for row in train):
         return WITH_NG, "there are synthetic NG to learn from"
-    return WITHOUT_NG, "the train split has no NG: two views of what OK parts look like, combined by ranks"
+    return WITHOUT_NG, "the train split has no NG: three views of what OK parts look like, combined by ranks"
 
 
 def _changes(kind: str, section: DetectorSection) -> dict[str, Any]:
