@@ -10,7 +10,8 @@ from ..service.processes import free_port
 
 
 def test_the_demo_ends_with_a_table_of_verdicts_and_of_quality(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "RECIPE", f"{demo.RECIPE}\n[detector]\noptions = {{{{ least_side = 64 }}}}\n")
+    quick = '[detector]\nkind = "supersimplenet"\noptions = {{ least_side = 64, steps = 20, map_width = 8 }}\n'
+    monkeypatch.setattr(demo, "RECIPE", demo.RECIPE + quick)
     monkeypatch.setattr(demo, "KIMG", 0.1)
     monkeypatch.setattr(demo, "BOARDS", {"count-ok": 120, "count-ng": 70, "boards": 12, "seed": 1})
     demo.demo(tmp_path / "demo", free_port(), leave=True)

@@ -53,6 +53,14 @@ def test_statistics_standardise_the_features(network):
     torch.testing.assert_close(found, (features - 2) / 4)
 
 
+def test_the_score_is_the_heads_logit_and_the_peak_of_the_map(network):
+    x = images(3)
+    with torch.no_grad():
+        head, places = network.heads(network.heads.adapt(network.features(network.backbone(x))))
+        score, _ = network(x)
+    torch.testing.assert_close(score, head + places.flatten(1).amax(1))  # of 64 places, one is the peak
+
+
 @pytest.fixture(scope="module")
 def ensemble(network):
     memory = PretrainedMemoryDetector(MemoryConfig(SIDE, SIDE, 1, least_side=SIDE, memory=9), network.backbone)
