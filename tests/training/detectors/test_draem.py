@@ -43,6 +43,7 @@ def test_the_focal_loss_is_its_formula_and_a_cross_entropy_without_focus():
         expected = -sum((1 - p) ** gamma * math.log(p) for p in right) / 4
         assert focal(logits, targets, gamma).item() == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(focal(logits, targets, 0.0), F.binary_cross_entropy_with_logits(logits, targets))
+    torch.testing.assert_close(focal(logits, targets), focal(logits, targets, 2.0))
     focal(logits, targets).backward()
     assert logits.grad is not None
     assert (logits.grad[[0, 1, 3]] < 0).all()
