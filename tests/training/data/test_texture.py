@@ -132,13 +132,10 @@ def test_neither_brightness_nor_local_contrast_tells_ng(tmp_path: Path, seed: in
 @pytest.mark.parametrize("defect", ["distortion", "smear"])
 def test_a_fault_of_the_grain_leaves_the_place_as_bright_as_it_was(defect: str) -> None:
     camera = TextureCamera(seed=2, size=96, channels=1, sheets=4)
-    changes = []
     for number in range(40):
         defective, mask, _ = camera.photograph(number, Row("", NG, defect))
         good, _, _ = camera.photograph(number, Row("", OK))
-        changes.append(float(defective[mask > 0].mean() - good[mask > 0].mean()))
-    assert abs(np.mean(changes)) < 3 * np.std(changes) / np.sqrt(len(changes))
-    assert abs(np.mean(changes)) < 2
+        assert abs(float(defective[mask > 0].mean() - good[mask > 0].mean())) < 2.5
 
 
 def test_ok_images_share_no_marks_and_sheets_differ() -> None:

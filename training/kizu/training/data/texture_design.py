@@ -2,8 +2,8 @@
 
 Notable here:
 - Grain is white noise through an anisotropic filter, so its mean, strength, direction and period are known exactly.
-- Where the grain itself is at fault, two grains are mixed by shares whose squares add up to 1: mean and variance stay,
-  and the statistics of the texture alone tell.
+- Where the grain's direction or period is at fault, two grains are mixed by shares whose squares add up to 1, and then
+  levelled: the mean stays, the variance nearly so, and the texture's other statistics alone tell.
 - Lengths are in image sides, lightness in shares of the sheet's own; each defect answers where it can be seen.
 """
 
@@ -175,7 +175,7 @@ def _distortion(surface: Surface, random: np.random.Generator) -> Flags:
     else:
         other = replace(grain, period=grain.period * random.uniform(2.2, 3.0))
     marks = brush(other, surface.size, random)
-    surface.texture = (np.sqrt(1 - share) * surface.texture + np.sqrt(share) * marks).astype(np.float32)
+    surface.texture = _as_bright(surface.texture, np.sqrt(1 - share) * surface.texture + np.sqrt(share) * marks, share)
     return _seen(share)
 
 
@@ -196,8 +196,16 @@ def _fold(surface: Surface, random: np.random.Generator) -> Flags:
 def _smear(surface: Surface, random: np.random.Generator) -> Flags:
     """A rubbed place, where the marks are worn flat; nowhere lighter or darker."""
     share = _blob(surface.size, random.uniform(0.08, 0.14), 0.5, random, random.uniform(1.0, 1.8))
-    surface.texture = surface.texture * (1 - random.uniform(0.65, 0.8) * share).astype(np.float32)
+    worn = surface.texture * (1 - np.float32(random.uniform(0.65, 0.8)) * share)
+    surface.texture = _as_bright(surface.texture, worn, share)
     return _seen(share)
+
+
+def _as_bright(before: Floats, after: NDArray[np.floating], share: Floats) -> Floats:
+    """Level `after` where `share` is, so that its mean weighted by `share` is that of `before`."""
+    excess = (share * (after - before)).sum() / (share**2).sum()
+    level: Floats = (after - share * excess).astype(np.float32)
+    return level
 
 
 def _seen(strength: NDArray[np.floating]) -> Flags:
