@@ -41,7 +41,7 @@ class FlowConfig(BackboneConfig):
     """Channels of a level at most; wider ones are projected."""
     clamp: float = Field(default=1.9, gt=0)
     """Largest logarithm of a block's scale."""
-    peak: float = Field(default=0.03, gt=0, le=1)
+    peak: float = Field(default=0.05, gt=0, le=1)
     """Share of the places, those that surprise most, whose mean is the score; 1: the mean over all."""
 
 

@@ -33,7 +33,7 @@ from kizu.training.training_set import TrainingSet
 
 MEMORY = 3 << 30
 """Bytes of precomputed features, at most."""
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 2e-3
 SHRINKAGE = 1e-2
 """Share of the identity in the correlation that whitens."""
 SCALED_ON = 512
