@@ -67,6 +67,15 @@ def test_a_recipe_that_names_its_detectors_stays_as_it_is():
     assert resolve(named, rows()) == (named, None)
 
 
+def test_augment_goes_to_those_who_learn_from_ng_and_is_said_to_alter_nothing_otherwise():
+    given = recipe(augment={"flip_vertical": True})
+    assert resolve(given, rows(ng=1))[0].augment == given.augment
+    resolved, reason = resolve(given, rows())
+    assert resolved.augment is None
+    assert reason is not None
+    assert "[augment] alters nothing" in reason
+
+
 def test_auto_beside_other_detectors_is_refused():
     with pytest.raises(UserError, match="stands alone"):
         resolve(recipe(detector=[{"kind": "auto"}, {"kind": "memory"}]), rows())

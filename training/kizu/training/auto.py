@@ -65,7 +65,11 @@ def resolve(recipe: Recipe, train: Sequence[Row]) -> tuple[Recipe, str | None]:
     options.make(AutoOptions)
     chosen, reason = _kinds(recipe, train)
     sections = tuple(section.model_copy(update=_changes(kind, section)) for kind in chosen)
-    return recipe.model_copy(update={"detector": sections}), f"auto: {' + '.join(chosen)}, since {reason}"
+    changes: dict[str, Any] = {"detector": sections}
+    if chosen == WITHOUT_NG and recipe.augment is not None:
+        changes["augment"] = None
+        reason += "; they take images as they are, so [augment] alters nothing"
+    return recipe.model_copy(update=changes), f"auto: {' + '.join(chosen)}, since {reason}"
 
 
 def _kinds(recipe: Recipe, train: Sequence[Row]) -> tuple[tuple[str, ...], str]:
