@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kizu.training.auto import resolve
+from kizu.training.data.manifest import NG, Row
 from kizu.training.detectors import create_detector
 from kizu.training.generators import check_keys
 from kizu.training.recipe import read_recipe
@@ -18,7 +20,7 @@ RECIPES = sorted((REPOSITORY / "recipes").glob("*.toml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_reads_and_its_methods_take_its_options(path: Path) -> None:
-    recipe = read_recipe(path)
+    recipe, _ = resolve(read_recipe(path), [Row(path="some.png", label=NG)])
     methods = [create_detector(recipe.image.geometry, section, recipe.augment) for section in recipe.detector]
     assert recipe.augment is None or any(method.augment is recipe.augment for method in methods)
     if recipe.generator is not None:
