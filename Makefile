@@ -21,7 +21,7 @@ $(STAMP): requirements.lock bootstrap.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-demo: $(STAMP)  ## render boards, train, serve on 127.0.0.1:8000, inspect them (EXIT=1: end after the table)
+demo: $(STAMP)  ## render two products, train, serve on 127.0.0.1:8000, inspect parts (EXIT=1: end after the table)
 	$(BIN)/kizu demo $(if $(EXIT),--exit)
 
 # One thread for each process: threads that share cores wait for each other more than they work. In the order of the files:

@@ -1,4 +1,4 @@
-"""`kizu demo`: the whole way once, on rendered boards, through the same commands and HTTP calls that a factory uses."""
+"""`kizu demo`: the whole way, on rendered boards and brushed metal, by the commands and calls that a factory uses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from kizu.errors import UserError
 
-RECIPE = """\
+BOARDS_RECIPE = """\
 name = "demo-boards"
 dataset = "boards"
 target_fnr = 0.10
@@ -33,7 +34,7 @@ kind = "stylegan2-ada"
 preset = "demo"
 size = 32
 crop = 32
-kimg = {kimg}
+kimg = 8
 count = 200
 measurements = 2
 placed = true
@@ -41,8 +42,67 @@ placed = true
 [generator.options]
 ada_kimg = 100
 """
-KIMG = 8
-BOARDS = {"count-ok": 900, "count-ng": 240, "boards": 60, "seed": 7}
+TEXTURE_RECIPE = """\
+name = "demo-texture"
+dataset = "texture"
+target_fnr = 0.10
+
+[image]
+size = 128
+channels = 1
+"""
+
+
+@dataclass(frozen=True)
+class Product:
+    """What the demo renders, and how it is inspected."""
+
+    folder: str
+    """Of its data set; the recipe's name is `demo-` and this."""
+    rendered: tuple[str, ...]
+    """Options of `kizu data render`."""
+    recipe: str
+    training: str
+    """What its training does, for the reader."""
+
+    @property
+    def recipe_name(self) -> str:
+        """Name that the service knows it by."""
+        return f"demo-{self.folder}"
+
+
+PRODUCTS = (
+    Product(
+        "boards",
+        tuple(["--count-ok", "900", "--count-ng", "240", "--boards", "60", "--seed", "7"]),
+        BOARDS_RECIPE,
+        "Training a StyleGAN2-ADA on the few NG and placing what it draws in OK boards; then the detectors that suit "
+        "the data, exporting them as one graph, choosing its threshold on real NG that none has seen",
+    ),
+    Product(
+        "texture",
+        tuple(
+            [
+                "--product",
+                "texture",
+                "--size",
+                "128",
+                "--channels",
+                "1",
+                "--count-ok",
+                "300",
+                "--count-ng",
+                "120",
+                "--sheets",
+                "60",
+                "--seed",
+                "7",
+            ]
+        ),
+        TEXTURE_RECIPE,
+        "Training the detectors that suit brushed metal, on OK and NG alone",
+    ),
+)
 SHOWN_OK, SHOWN_NG = 40, 20
 MARKER = ".kizu-demo"
 
@@ -61,33 +121,38 @@ def demo(
     port: Annotated[int, typer.Option(help="Port of the service on 127.0.0.1.")] = 8000,
     leave: Annotated[bool, typer.Option("--exit", help="End after the table instead of serving on.")] = False,
 ) -> None:
-    """Render boards, train on them, serve the model, POST parts to it and compare its verdicts with the truth."""
+    """Render two products, train on them, serve the models, POST parts and compare the verdicts with the truth."""
     started = time.monotonic()
     _make_folder(folder)
-    dataset, run = folder / "boards", folder / "run"
-    _step("Rendering boards")
-    _kizu("data", "render", str(dataset), *(part for k, v in BOARDS.items() for part in (f"--{k}", str(v))))
-    (folder / "recipe.toml").write_text(RECIPE.format(kimg=KIMG), encoding="utf-8")
-    _step(
-        "Training a StyleGAN2-ADA on the few NG and placing what it draws in OK boards; then the detectors that suit "
-        "the data, exporting them as one graph, choosing its threshold on real NG that none has seen"
-    )
-    _kizu("train", str(folder / "recipe.toml"), "--out", str(run))
+    for product in PRODUCTS:
+        _step(f"Rendering: {product.folder}")
+        _kizu("data", "render", str(folder / product.folder), *product.rendered)
+        recipe, run = folder / f"{product.folder}.toml", _run_folder(folder, product)
+        recipe.write_text(product.recipe, encoding="utf-8")
+        _step(product.training)
+        _kizu("train", str(recipe), "--out", str(run))
     environment = os.environ | {"KIZU_DATA_DIR": str(folder / "service"), "KIZU_AUDIT_RATE": "0.1"}
-    _step("Registering the bundle as champion")
-    _kizu("models", "add", str(run / "bundle"), "--promote", env=environment)
+    _step("Registering the bundles as champions")
+    for product in PRODUCTS:
+        _kizu("models", "add", str(_run_folder(folder, product) / "bundle"), "--promote", env=environment)
     with _service(port, environment) as url:
-        _step(f"POSTing parts that the model has never seen to {url}")
-        parts = _test_parts(dataset, run)
-        _show(_inspect(url, parts))
-        _show_quality(url)
+        for product in PRODUCTS:
+            _step(f"POSTing parts that the model has never seen to {url}: {product.folder}")
+            parts = _test_parts(folder / product.folder, _run_folder(folder, product))
+            _show(_inspect(url, product.recipe_name, parts))
+            _show_quality(url, product.recipe_name)
+        reports = ", ".join(str(_run_folder(folder, product) / "bundle" / "report.html") for product in PRODUCTS)
+        generator = _run_folder(folder, PRODUCTS[0]) / "generator" / "report.html"
         console.print(
-            f"[dim]{time.monotonic() - started:.0f} s in all; report: {run / 'bundle' / 'report.html'}; "
-            f"synthetic NG: {run / 'generator' / 'report.html'}[/]",
+            f"[dim]{time.monotonic() - started:.0f} s in all; reports: {reports}; synthetic NG: {generator}[/]",
             soft_wrap=True,
         )
         if not leave:
             _serve_on(url)
+
+
+def _run_folder(folder: Path, product: Product) -> Path:
+    return folder / f"run-{product.folder}"
 
 
 def _make_folder(folder: Path) -> None:
@@ -146,16 +211,16 @@ def _test_parts(dataset: Path, run: Path) -> list[tuple[Path, str, str]]:
     return [(dataset / row.path, row.label, row.defect) for row in chosen]
 
 
-def _inspect(url: str, parts: list[tuple[Path, str, str]]) -> list[dict[str, Any]]:
+def _inspect(url: str, recipe: str, parts: list[tuple[Path, str, str]]) -> list[dict[str, Any]]:
     """POST every part, then review it with the truth, as an operator would."""
     found = []
     with httpx.Client(base_url=url, timeout=30) as client:
         for number, (path, truth, defect) in enumerate(parts, 1):
             answer = client.post(
                 "/v1/inspections",
-                params={"recipe": "demo-boards", "serial": f"B{number:04d}", "station": "AOI-1", "lot": "demo"},
+                params={"recipe": recipe, "serial": f"B{number:04d}", "station": "AOI-1", "lot": "demo"},
                 content=path.read_bytes(),
-                headers={"Content-Type": "image/png", "Idempotency-Key": f"demo-{number}"},
+                headers={"Content-Type": "image/png", "Idempotency-Key": f"{recipe}-{number}"},
             )
             answer.raise_for_status()
             inspection = answer.json()
@@ -179,9 +244,9 @@ def _show(found: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def _show_quality(url: str) -> None:
-    quality = httpx.get(f"{url}/v1/quality", params={"recipe": "demo-boards"}, timeout=30).json()
-    table = Table(title="GET /v1/quality, after the reviews", title_justify="left")
+def _show_quality(url: str, recipe: str) -> None:
+    quality = httpx.get(f"{url}/v1/quality", params={"recipe": recipe}, timeout=30).json()
+    table = Table(title=f"GET /v1/quality?recipe={recipe}, after the reviews", title_justify="left")
     for column in ("figure", "rate", "counts", "bounds"):
         table.add_column(column)
     for name, meaning in (

@@ -1,4 +1,6 @@
-"""The whole way once: rendered boards → bundle → service over HTTP → reviews → quality, as `make demo` goes it."""
+"""The whole way: rendered products → bundle → service over HTTP → reviews → quality, as `make demo` goes it."""
+
+from dataclasses import replace
 
 import pytest
 
@@ -8,20 +10,28 @@ from kizu.models.bundle import Bundle
 
 from ..service.processes import free_port
 
+QUICK = '[detector]\nkind = "supersimplenet"\noptions = { least_side = 64, steps = 20, map_width = 8 }\n'
+FEW = {
+    "boards": ("--count-ok", "120", "--count-ng", "70", "--boards", "12", "--seed", "1"),
+    "texture": ("--product", "texture", "--count-ok", "60", "--count-ng", "40", "--sheets", "12", "--channels", "1"),
+}
+
 
 def test_the_demo_ends_with_a_table_of_verdicts_and_of_quality(tmp_path, monkeypatch, capsys):
-    quick = '[detector]\nkind = "supersimplenet"\noptions = {{ least_side = 64, steps = 20, map_width = 8 }}\n'
-    monkeypatch.setattr(demo, "RECIPE", demo.RECIPE + quick)
-    monkeypatch.setattr(demo, "KIMG", 0.1)
-    monkeypatch.setattr(demo, "BOARDS", {"count-ok": 120, "count-ng": 70, "boards": 12, "seed": 1})
+    quick = []
+    for product in demo.PRODUCTS:
+        recipe = product.recipe.replace("kimg = 8", "kimg = 0.1").replace("size = 128", "size = 64")
+        quick.append(replace(product, rendered=FEW[product.folder], recipe=recipe + QUICK))
+    monkeypatch.setattr(demo, "PRODUCTS", quick)
     demo.demo(tmp_path / "demo", free_port(), leave=True)
     printed = capsys.readouterr().out
-    assert "parts of the test split, sorted by score" in printed
-    assert "specificity: OK that passed" in printed
-    assert "FNR: NG that passed" in printed
-    assert (tmp_path / "demo" / "run" / "generator" / "report.html").exists()
-    bundle = Bundle.read(tmp_path / "demo" / "run" / "bundle")
-    assert bundle.manifest.recipe_name == "demo-boards"
+    assert printed.count("parts of the test split, sorted by score") == 2
+    assert printed.count("specificity: OK that passed") == 2
+    assert printed.count("FNR: NG that passed") == 2
+    assert (tmp_path / "demo" / "run-boards" / "generator" / "report.html").exists()
+    for name in ("boards", "texture"):
+        bundle = Bundle.read(tmp_path / "demo" / f"run-{name}" / "bundle")
+        assert bundle.manifest.recipe_name == f"demo-{name}"
     assert (tmp_path / "demo" / "service" / "kizu.db").exists()
 
 
