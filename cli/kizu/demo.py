@@ -71,34 +71,18 @@ class Product:
         return f"demo-{self.folder}"
 
 
+TEXTURE_COUNTS = ("--count-ok", "300", "--count-ng", "120", "--sheets", "60", "--seed", "7")
 PRODUCTS = (
     Product(
         "boards",
-        tuple(["--count-ok", "900", "--count-ng", "240", "--boards", "60", "--seed", "7"]),
+        ("--count-ok", "900", "--count-ng", "240", "--boards", "60", "--seed", "7"),
         BOARDS_RECIPE,
         "Training a StyleGAN2-ADA on the few NG and placing what it draws in OK boards; then the detectors that suit "
         "the data, exporting them as one graph, choosing its threshold on real NG that none has seen",
     ),
     Product(
         "texture",
-        tuple(
-            [
-                "--product",
-                "texture",
-                "--size",
-                "128",
-                "--channels",
-                "1",
-                "--count-ok",
-                "300",
-                "--count-ng",
-                "120",
-                "--sheets",
-                "60",
-                "--seed",
-                "7",
-            ]
-        ),
+        ("--product", "texture", "--size", "128", "--channels", "1", *TEXTURE_COUNTS),
         TEXTURE_RECIPE,
         "Training the detectors that suit brushed metal, on OK and NG alone",
     ),
