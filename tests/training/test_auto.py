@@ -56,6 +56,13 @@ def test_synthetic_ng_teach_but_do_not_count_as_hundreds():
     assert kinds(recipe(generator={"kind": "cutpaste"}), rows()) == ["supersimplenet", "memory"]
 
 
+def test_in_tiles_ng_teach_only_where_their_defects_are_located():
+    tiled = recipe(image={"size": 64, "tile": 64})
+    assert kinds(tiled, rows(ng=3)) == ["memory", "padim", "flow"]
+    located = [*rows(ng=3), Row(path="located.png", label=NG, mask="mask.png")]
+    assert kinds(tiled, located) == ["supersimplenet", "memory"]
+
+
 def test_all_detectors_get_its_options_and_its_epochs():
     resolved, _ = resolve(recipe(detector={"epochs": 3, "options": {"least_side": 64}}), rows(ng=2))
     assert [section.epochs for section in resolved.detector] == [3, 3]

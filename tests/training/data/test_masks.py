@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from kizu.errors import UserError
+from kizu.models.bundle import InputGeometry
 from kizu.training.data.manifest import NG, OK, Box, Manifest, Row
-from kizu.training.data.masks import check_mask_sizes, without_empty_masks
+from kizu.training.data.masks import check_located, check_mask_sizes, without_empty_masks
 
 from .conftest import Draw
 
@@ -44,3 +45,16 @@ def test_every_mask_of_another_size_is_named_with_both_sizes(tmp_path: Path, dra
         "c_mask.png: 8×8 pixels, its image c.png 16×16",
     )
     check_mask_sizes(Manifest(tmp_path, rows), [rows[1], Row("a.png", OK, mask="a_mask.png")])
+
+
+def test_ng_in_several_tiles_without_boxes_or_mask_are_all_named(tmp_path: Path, draw: Draw) -> None:
+    for name in ("a", "b", "c", "d"):
+        draw(tmp_path / f"{name}.png")
+    boxed = Row("c.png", NG, boxes=(Box(1, 2, 3, 4, "dent"),))
+    rows = [Row("a.png", NG), Row("b.png", NG), boxed, Row("d.png", OK)]
+    manifest = Manifest(tmp_path, rows)
+    check_located(manifest, rows, InputGeometry(height=32, width=32, channels=1))
+    check_located(manifest, rows, InputGeometry(height=32, width=32, channels=1, tile=16, stride=16))
+    with pytest.raises(UserError, match="2 NG images have neither boxes nor mask") as caught:
+        check_located(manifest, rows, InputGeometry(height=32, width=32, channels=1, tile=8, stride=8))
+    assert caught.value.details == ("a.png", "b.png")

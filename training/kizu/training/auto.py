@@ -74,6 +74,11 @@ def resolve(recipe: Recipe, train: Sequence[Row]) -> tuple[Recipe, str | None]:
 
 def _kinds(recipe: Recipe, train: Sequence[Row]) -> tuple[tuple[str, ...], str]:
     ng = sum(row.label == NG and not row.synthetic for row in train)
+    if ng and recipe.image.tile is not None and not any(row.label == NG and (row.boxes or row.mask) for row in train):
+        return (
+            WITHOUT_NG,
+            "no NG has boxes or a mask, so which tiles show its defect cannot be known: OK parts alone teach",
+        )
     if ng >= HUNDREDS:
         return WITH_HUNDREDS, f"{ng} NG can train a backbone as well (from {HUNDREDS} on)"
     if ng:

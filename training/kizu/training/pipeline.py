@@ -29,8 +29,8 @@ from kizu.models.ensemble import Ensemble, RankScale
 from kizu.models.inspector import Inspector
 from kizu.models.operating_point import VERDICT_MARGIN, OperatingPoint, choose_operating_point
 from kizu.training.data.labelled import defect_classes
-from kizu.training.data.manifest import NG, Manifest, Row
-from kizu.training.data.masks import check_mask_sizes
+from kizu.training.data.manifest import NG, OK, Manifest, Row
+from kizu.training.data.masks import check_located, check_mask_sizes
 from kizu.training.data.sizes import check_sizes
 from kizu.training.data.splits import write_splits
 from kizu.training.detectors import create_detector
@@ -139,9 +139,10 @@ class _Training:
     def _check_sections(self, members: list[DetectorMethod]) -> None:
         run, recipe = self.run, self.run.recipe
         if len(recipe.detector) > 1 and not run.ranking:
+            ok = sum(row.label == OK for row in run.splits.train)
             raise UserError(
-                f"{run.manifest.root} leaves a single OK image to train on, and the scores of several detectors are "
-                "made comparable on OK images that none of them trains on.",
+                f"{run.manifest.root} leaves {ok} OK image{'s' * (ok != 1)} to train on, and the scores of several "
+                "detectors are made comparable on OK images that none of them trains on.",
                 "Add OK images, or name one detector only.",
             )
         if recipe.augment is not None and all(method.augment is None for method in members):
@@ -156,6 +157,8 @@ class _Training:
         run, log = self.run, self.execution.log
         if run.recipe.generator is not None or any(method.sampling is not None for method in members):
             check_mask_sizes(run.manifest, run.training)
+        if any(method.sampling is not None for method in members):
+            check_located(run.manifest, run.training, run.recipe.image.geometry)
         read = {row.path for row in run.splits.train} if any(method.uses_unlabelled for method in members) else set()
         rows = [row for row in run.splits.rows if row.label or row.path in read]
         with log.bar("checking sizes", len(rows)) as advance:

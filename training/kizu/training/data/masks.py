@@ -1,4 +1,4 @@
-"""Masks of a data set, looked at once before anything trains: empty ones, and those of another size than their image.
+"""Masks of a data set, looked at once before anything trains: empty ones, of another size than their image, or missing.
 
 Notable here:
 - An empty mask locates nothing, so its image counts by its label alone, as one without a mask does.
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kizu.errors import UserError, shortened
+from kizu.models.bundle import InputGeometry
+from kizu.models.inspector import Geometry
 from kizu.training.data.manifest import NG, Manifest, Row
 from kizu.training.data.pool import Progress, in_order
 
@@ -59,4 +61,29 @@ def check_mask_sizes(manifest: Manifest, rows: Sequence[Row]) -> None:
             f"{manifest.root}: {'a mask has another size than its image' if len(differing) == 1 else many}.",
             "Save masks in the size of their images, or clear these rows' masks.",
             differing,
+        )
+
+
+def check_located(manifest: Manifest, rows: Sequence[Row], geometry: InputGeometry) -> None:
+    """Refuse NG without boxes or mask that the geometry cuts into several tiles: which show the defect is unknown.
+
+    Raises:
+        UserError: lists every such image; or a header cannot be read.
+    """
+    if geometry.tile is None:
+        return
+    unlocated = [row for row in rows if row.label == NG and not (row.mask or row.boxes)]
+    grid = Geometry(geometry).grid
+    refused = [
+        row.path
+        for row, (height, width) in zip(unlocated, in_order(manifest.size, unlocated), strict=True)
+        if grid(height) * grid(width) > 1
+    ]
+    if refused:
+        what = "NG image has" if len(refused) == 1 else "NG images have"
+        raise UserError(
+            f"{manifest.root}: {len(refused)} {what} neither boxes nor mask, and the recipe inspects in tiles: which tiles "
+            "hold the defect cannot be known.",
+            "Give boxes or masks in the manifest, leave image.tile out, or choose detectors that learn from OK alone.",
+            refused,
         )
