@@ -4,11 +4,12 @@ Yu et al., "FastFlow: Unsupervised Anomaly Detection and Localization via 2D Nor
 "Fully Convolutional Cross-Scale-Flows for Image-based Defect Detection", WACV 2022.
 
 Notable here:
-- One flow a level. Each first whitens its features by the covariance of OK features: the flow starts as a Gaussian
-  density, whose distance is Mahalanobis', and training adds to that what is not Gaussian.
+- One flow a level, on features averaged over 3×3 places, as PatchCore's are. Each first whitens them by the covariance
+  of OK features: the flow starts as a Gaussian density, whose distance is Mahalanobis', and training adds to that what
+  is not Gaussian.
 - A coupling block takes two random halves of the channels and changes one by the other and its neighbourhood, so that
   the flow is invertible and its Jacobian triangular (Dinh et al. 2017).
-- Blocks with 3×3 and 1×1 convolutions alternate (FastFlow, section 3.3).
+- Blocks with 3×3 and 1×1 convolutions alternate, as in FastFlow.
 - A place's surprise is its negative log-likelihood per dimension, its share of the log-determinant included, in units
   of the spread over OK images: so levels can be averaged.
 """
@@ -49,7 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {"small": {}}
 
 
 class Coupling(nn.Module):
-    """An affine coupling block on maps (Dinh et al. 2017, equations 7 and 8).
+    """An affine coupling block on maps (Dinh et al. 2017, equations 4 and 5).
 
     `forward` maps x [N, K, h, w] to the same shape, and the logarithm of its scales' product at each place [N, h, w].
 
@@ -175,12 +176,16 @@ class FlowDetector(FeatureDetector):
         """Stride → its flow."""
         return {stride: cast(LevelFlow, self.flows[str(stride)]) for stride in STRIDES}
 
+    def features(self, levels: Levels) -> Levels:
+        """Maps of the backbone → those with a flow, each averaged over 3×3 of its places."""
+        return {stride: F.avg_pool2d(levels[stride], 3, 1, 1, count_include_pad=False) for stride in STRIDES}
+
     def detect(self, levels: Levels) -> tuple[Tensor, Tensor]:
         """See `FeatureDetector.detect`."""
         grid = self.config.grid(STRIDES[0])
-        surprises = []
+        features, surprises = self.features(levels), []
         for stride, flow in self.levels.items():
-            surprise = flow.scaled(flow.surprise(flow.white(levels[stride])))[:, None]
+            surprise = flow.scaled(flow.surprise(flow.white(features[stride])))[:, None]
             if surprise.shape[2:] != grid:
                 surprise = F.interpolate(surprise, size=grid, mode="bilinear", align_corners=False)
             surprises.append(surprise)

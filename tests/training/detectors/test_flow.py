@@ -107,7 +107,7 @@ def test_the_loss_is_the_negative_log_likelihood_of_every_level():
     method, pixels = method_of(), stripes(8, 0.0)
     torch.nn.init.normal_(method._detector.levels[8].blocks[0].last.bias, 0.0, 0.5)
     losses = losses_of(method, pixels)
-    maps = method._detector.backbone(pixels / 127.5 - 1)
+    maps = method._maps(pixels / 127.5 - 1)
     expected = {}
     for stride, flow in method._detector.levels.items():
         z, logarithm = flow(flow.white(maps[stride]))
@@ -129,26 +129,27 @@ def test_features_beyond_the_memory_are_computed_at_every_step(monkeypatch):
         assert found[name].item() == pytest.approx(loss.item(), rel=1e-3)
 
 
-def test_training_never_collapses_to_a_constant_and_beats_the_gaussian(tmp_path):
+def test_training_beats_the_gaussian_on_unseen_parts_and_does_not_collapse(tmp_path):
     """Without the log-determinant, scaling all features to zero would be best."""
-    pixels = stripes(48, 0.0)
+    pixels, unseen = stripes(48, 0.0), stripes(16, 0.0, seed=1)
     method = method_of(steps=60)
-    gaussian = losses_of(method, pixels)["total"].item()
-    trained(method, pixels, tmp_path)
-    unseen = method._detector.backbone(stripes(16, 0.0, seed=1) / 127.5 - 1)
-    density = 0.0
-    for stride, flow in method._detector.levels.items():
-        z, _ = flow(flow.white(unseen[stride]))
-        assert 0.5 < z.square().mean() < 2
-        density += flow.surprise(flow.white(unseen[stride])).mean().item()
-    assert density < gaussian
+    method.prepare(TrainingSet(Batches(pixels, 8, 0)), LOG)
+    fine = method._detector.levels[8]  # the other has too few places here to be learned from
+    features = fine.white(method._maps(unseen / 127.5 - 1)[8])
+    gaussian = fine.surprise(features).mean().item()
+    detector = trained(method, pixels, tmp_path)
+    assert fine.surprise(features).mean().item() < gaussian - 0.05
+    maps = method._maps(pixels / 127.5 - 1)
+    for stride, flow in detector.levels.items():
+        z, _ = flow(flow.white(maps[stride]))
+        assert 0.7 < z.square().mean() < 1.3
 
 
 def test_scores_are_in_units_of_the_spread_over_ok_images(tmp_path):
     pixels = stripes(24, 0.0)
     detector = trained(method_of(peak=1.0), pixels, tmp_path)
     with torch.no_grad():
-        levels = detector.backbone(pixels / 127.5 - 1)
+        levels = detector.features(detector.backbone(pixels / 127.5 - 1))
     for stride, flow in detector.levels.items():
         scaled = flow.scaled(flow.surprise(flow.white(levels[stride])))
         assert scaled.mean().item() == pytest.approx(0, abs=0.02)

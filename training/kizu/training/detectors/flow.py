@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from kizu.errors import UserError
+from kizu.models.backbones import Levels
 from kizu.models.bundle import PretrainedWeights
 from kizu.models.config import STRICT
 from kizu.models.flow import PRESETS, FlowConfig, FlowDetector
@@ -150,15 +151,18 @@ class FlowMethod(OneClassMethod):
         return torch.cat([images, (above / 2 - 1).clamp(-1, 1).expand_as(images)])
 
     def _losses(self, batch: Batch) -> Losses:
-        """Mean −log p per dimension of each level, and their sum (FastFlow, equation 3)."""
+        """Mean −log p per dimension of each level, and their sum."""
         if self._features is None:
             with torch.no_grad():
-                maps = self._detector.backbone(batch.images)
+                maps = self._maps(batch.images)
         else:
             maps = {stride: of_set[batch.indices].float() for stride, of_set in self._features.items()}
         levels = self._detector.levels.items()
         losses = {f"stride_{stride}": flow.surprise(flow.white(maps[stride])).mean() for stride, flow in levels}
         return {"total": torch.stack(list(losses.values())).sum(), **losses}
+
+    def _maps(self, images: Tensor) -> Levels:
+        return self._detector.features(self._detector.backbone(images))
 
     def _bytes(self, images: int) -> int:
         """Size of the precomputed features."""
@@ -172,7 +176,7 @@ class FlowMethod(OneClassMethod):
         found: dict[int, list[Tensor]] = {stride: [] for stride in self._detector.levels}
         with log.bar("computing features", len(batches)) as advance, torch.no_grad():
             for piece in torch.split(torch.arange(len(batches)), PIECE):
-                maps = self._detector.backbone(batches.at(piece).images)
+                maps = self._maps(batches.at(piece).images)
                 for stride, of_stride in found.items():
                     of_stride.append(maps[stride].to(torch.float16))
                 advance(len(piece))
@@ -181,6 +185,6 @@ class FlowMethod(OneClassMethod):
     def _pieces(self, batches: Batches, stride: int, indices: Tensor) -> Iterable[Tensor]:
         """Features of these images, some at a time: [n, D, h, w] each."""
         if self._features is None:
-            return feature_pieces(batches, lambda images: self._detector.backbone(images)[stride], indices)
+            return feature_pieces(batches, lambda images: self._maps(images)[stride], indices)
         of_set = self._features[stride]
         return (of_set[piece.to(of_set.device)].float() for piece in torch.split(indices, PIECE))
