@@ -82,8 +82,8 @@ def check_located(manifest: Manifest, rows: Sequence[Row], geometry: InputGeomet
     if refused:
         what = "NG image has" if len(refused) == 1 else "NG images have"
         raise UserError(
-            f"{manifest.root}: {len(refused)} {what} neither boxes nor mask, and the recipe inspects in tiles: which of "
-            "them hold the defect cannot be known.",
+            f"{manifest.root}: {len(refused)} {what} neither boxes nor mask, and the recipe inspects in tiles: which "
+            "of them hold the defect cannot be known.",
             "Give boxes or masks in the manifest, leave image.tile out, or choose detectors that learn from OK alone.",
             refused,
         )
