@@ -142,7 +142,7 @@ def attempted(name: str, precision: str, measurements: Iterator[Measured]) -> It
 
 
 def detector(kind: str, precision: str, settings: DeviceBenchmarkSettings, folder: Path) -> Iterator[Measured]:
-    """Measure one kind of detector, in its default preset, and how a memory is filled after the last step."""
+    """Measure one kind of detector, in its default preset: its steps, or its fit where nothing trains."""
     torch.manual_seed(0)
     device = torch.device(settings.device)
     geometry = InputGeometry(height=settings.size, width=settings.size, channels=1)
@@ -150,12 +150,14 @@ def detector(kind: str, precision: str, settings: DeviceBenchmarkSettings, folde
     method.networks.to(device)
     if device.type == "cuda":
         method.networks.to(memory_format=torch.channels_last)
-    loop = PreciseLoop(method, images(settings, labelled=method.sampling is not None), folder, precision)
+    batches = images(settings, labelled=method.sampling is not None)
+    method.prepare(TrainingSet(batches), RunLog(None, quiet=True))
+    loop = PreciseLoop(method, batches, folder, precision)
     yield from measured(kind, precision, loop, settings.steps)
     began = time.perf_counter()
     method.finish(TrainingSet(loop.batches))
-    if kind == "memory":
-        yield Measured(f"{kind}: filling it", precision, 1000 * (time.perf_counter() - began), None, None)
+    if not loop.stages:
+        yield Measured(f"{kind}: its fit", precision, 1000 * (time.perf_counter() - began), None, None)
 
 
 def generator(
