@@ -40,7 +40,7 @@ def test_the_path_from_images_to_quality_works_as_written(tmp_path):
     shutil.copy(next((tmp_path / IMAGES / "ng").glob("*/*.png")), tmp_path / "part.png")
     (recipe,) = blocks("toml")
     assert "size = 128" in recipe
-    quicker = "[detector]\noptions = { least_side = 64 }\n"
+    quicker = "[detector]\nbatch_size = 8\noptions = { least_side = 64 }\n"
     (tmp_path / "my-part.toml").write_text(recipe.replace("size = 128", "size = 64") + quicker)
     port = free_port()
     script = "set -euo pipefail\n" + "\n".join(blocks("sh"))
