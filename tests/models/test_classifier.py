@@ -151,7 +151,6 @@ def test_the_small_preset_is_small():
     "options",
     [
         {"pool": "mean"},
-        {"backbone": "vgg"},
         {"top_share": 1.5},
         {"lse_temperature": 0.0},
         {"stem_stride": 3},

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from datetime import datetime
 
 import httpx
 import numpy as np
@@ -114,7 +115,8 @@ def test_an_offset_whose_plus_was_not_escaped_is_understood(sqlite_server: Serve
 def test_ids_sort_by_time(server: Server, recipe: str) -> None:
     answers = [inspected(server, recipe, picture(i)) for i in range(5)]
     assert [a["id"] for a in answers] == sorted(a["id"] for a in answers)
-    assert [a["received_at"] for a in answers] == sorted(a["received_at"] for a in answers)
+    received = [datetime.fromisoformat(a["received_at"]) for a in answers]
+    assert received == sorted(received)
 
 
 def test_the_heatmap_shows_where_on_a_scale_that_images_share(server: Server, recipe: str) -> None:

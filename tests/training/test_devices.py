@@ -305,7 +305,7 @@ options = { features = 4, loss = "pauc" }
 def test_a_run_with_placed_and_filtered_synthetic_ng_trains_on_a_gpu(tmp_path, monkeypatch):
     trained: list[DetectorMethod] = []
     # What follows runs on the CPU: ONNX export and the graph's session.
-    monkeypatch.setattr(pipeline, "_finish", lambda _run, members, _ng, _log: trained.extend(members))
+    monkeypatch.setattr(pipeline, "_finish", lambda _run, members, _ng, _notes, _log: trained.extend(members))
     render_boards(tmp_path / "boards", boards=8, count_ok=40, count_ng=40, size=32, channels=1)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     pipeline.train(tmp_path / "recipe.toml", tmp_path / "run", device="cuda", quiet=True)

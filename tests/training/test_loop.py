@@ -26,8 +26,8 @@ from kizu.training.loop import Ema, Interrupted, LoopSettings, Phase, Stage, Tra
 from kizu.training.parallel import Processes
 from kizu.training.progress import RunLog
 
-KINDS = [kind for kind in DETECTORS if kind != "semi-supervised"]
-"""Those that train on images alone; the other's own tests give it what it needs."""
+KINDS = [kind for kind in DETECTORS if kind not in ("semi-supervised", "padim")]
+"""Those that train on images alone: the first's own tests give it what it needs, the second has nothing to train."""
 GEOMETRY = InputGeometry(height=32, width=32, channels=1)
 QUICK = LoopSettings(checkpoint_seconds=1e9, control_every=1, sample_every=10**9)
 

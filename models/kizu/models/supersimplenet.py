@@ -9,7 +9,7 @@ Notable here:
 - The score head works at half the map's resolution (mean of features, maximum of the map), which the paper's does not:
   a quarter of the work where nearly all of it is, at no loss that was seen.
 - A kind of defect that was never labelled can leave the score head cold where the map is right, so the map's peak
-  counts as well.
+  counts as well, and alone where noise was all that the head has learned from.
 - The adaptor starts as the identity: at first, the heads see the features as they are.
 """
 
@@ -40,8 +40,9 @@ class SuperSimpleNetConfig(BackboneConfig):
     """Channels of the map head."""
     score_width: int = Field(default=64, ge=1)
     """Channels of the score head."""
-    score: Literal["both", "head"] = "both"
-    """`both`: the score head's logit and the map's peak, added; `head`: the former alone, as published."""
+    score: Literal["both", "head", "map"] = "both"
+    """`both`: the score head's logit and the map's peak, added, or the peak alone where no NG trained the head; `head`:
+    the former alone, as published; `map`: the latter alone."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {"small": {}}
@@ -56,6 +57,7 @@ class Heads(nn.Module):
 
     mean: Tensor
     std: Tensor
+    parts: Tensor
     slope: Tensor
     offset: Tensor
 
@@ -80,6 +82,8 @@ class Heads(nn.Module):
         self.score = nn.Linear(2 * config.score_width + 2, 1)
         self.register_buffer("mean", torch.zeros(inputs, 1, 1))
         self.register_buffer("std", torch.ones(inputs, 1, 1))
+        parts = {"both": (1.0, 1.0), "head": (1.0, 0.0), "map": (0.0, 1.0)}[config.score]
+        self.register_buffer("parts", torch.tensor(parts))
         self.register_buffer("slope", torch.ones(()))
         self.register_buffer("offset", torch.zeros(()))
 
@@ -126,8 +130,8 @@ class SuperSimpleNet(FeatureDetector):
     def detect(self, levels: Levels) -> tuple[Tensor, Tensor]:
         """See `FeatureDetector.detect`."""
         score, places = self.heads(self.heads.adapt(self.features(levels)))
-        if self.config.score == "both":
-            score = score + topk_pool(places, PEAK_SHARE)
+        head, peak = self.heads.parts
+        score = head * score + peak * topk_pool(places, PEAK_SHARE)
         return score * self.heads.slope + self.heads.offset, self.on_image(places)
 
 

@@ -50,7 +50,7 @@ GENERATOR = {
 
 @pytest.mark.parametrize("loss", DISCRIMINATOR)
 def test_the_discriminator_s_loss_is_of_real_and_fake_images_with_their_classes(loss, make_method):
-    method, (real, labels) = louder(make_method(loss=loss, **PLAIN)), batch_of()
+    method, (real, labels) = louder(make_method(loss=loss, **PLAIN)), batch_of()[:2]
     found = losses_of(method, method._discriminator_losses, Batch(real, labels))["total"]
     fake, classes, _ = fakes_of(method)
     expected = DISCRIMINATOR[loss](method.discriminator(real, labels), method.discriminator(fake, classes))
@@ -59,7 +59,7 @@ def test_the_discriminator_s_loss_is_of_real_and_fake_images_with_their_classes(
 
 
 def test_the_critic_pays_ten_times_the_squared_distance_of_its_slope_from_one(make_method):
-    method, (real, labels) = louder(make_method(loss="wgan-gp", **PLAIN)), batch_of()
+    method, (real, labels) = louder(make_method(loss="wgan-gp", **PLAIN)), batch_of()[:2]
     found = losses_of(method, method._discriminator_losses, Batch(real, labels))["total"]
     fake, classes, _ = fakes_of(method)
     epsilon = torch.rand(4, 1, 1, 1)
@@ -85,7 +85,7 @@ def squared(a, b):
 
 @pytest.mark.parametrize("kind", ["cr", "bcr", "zcr", "icr"])
 def test_consistency_terms_join_both_losses_with_the_papers_weights(kind, make_method):
-    method, (real, labels) = louder(make_method(consistency=kind, **PLAIN)), batch_of()
+    method, (real, labels) = louder(make_method(consistency=kind, **PLAIN)), batch_of()[:2]
     method._shift = lambda images: 0.5 * images
     critic = method.discriminator
     found = losses_of(method, method._discriminator_losses, Batch(real, labels))["total"]
@@ -124,7 +124,7 @@ def test_the_bourgain_prior_s_distance_term_weighs_a_tenth(make_method):
 
 
 def test_lazy_r1_is_half_gamma_times_the_squared_slope_times_its_interval(make_method):
-    method, (real, labels) = louder(make_method(r1=3.0, r1_every=4, **PLAIN)), batch_of()
+    method, (real, labels) = louder(make_method(r1=3.0, r1_every=4, **PLAIN)), batch_of()[:2]
     method.networks.requires_grad_(True)
     found = method._r1_losses(Batch(real, labels))["total"]
     images = real.clone().requires_grad_()

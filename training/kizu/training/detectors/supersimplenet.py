@@ -150,6 +150,8 @@ class SuperSimpleNetMethod(UnpreparedMethod):
         ok = ok_images(batches, self._seed)
         if not len(ok):
             raise UserError("The train split has no OK image.", "Label some images OK.")
+        if self.config.score == "both" and not (batches.labels == 1).any():
+            self.heads.parts.copy_(torch.tensor([0.0, 1.0]))
         count = 0
         total = squares = torch.zeros((), dtype=torch.float64)
         for piece in feature_pieces(batches, self._features, ok):
