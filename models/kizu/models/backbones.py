@@ -12,6 +12,7 @@ Notable here:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass as plain_dataclass
 from typing import Any, cast
 
@@ -149,7 +150,7 @@ def normalisation_of(name: str, configuration: dict[str, Any]) -> Normalisation:
     return Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
-class FeatureDetector(nn.Module):
+class FeatureDetector(nn.Module, ABC):
     """A detector on a backbone's maps: subclasses give `detect`.
 
     `forward` maps x [N, C, height, width] in [−1, 1] to (score [N], heatmap [N, 1, height, width]).
@@ -159,9 +160,9 @@ class FeatureDetector(nn.Module):
         super().__init__()
         self.backbone = backbone
 
+    @abstractmethod
     def detect(self, levels: Levels) -> tuple[Tensor, Tensor]:
         """Maps of the backbone → (score [N], heatmap [N, 1, height, width]); higher is more NG."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Score images, see the class."""

@@ -11,9 +11,10 @@ from kizu.models.bundle import InputGeometry
 from kizu.training.data.batches import Batch, Batches, LabelledBatch, LabelledBatches, Stratum, Truth
 from kizu.training.detectors import create_detector
 from kizu.training.detectors import supersimplenet as module
-from kizu.training.detectors.supersimplenet import focal, truncated_l1
+from kizu.training.detectors.supersimplenet import truncated_l1
 from kizu.training.evaluation.ranking import auroc
 from kizu.training.loop import LoopSettings, TrainingLoop
+from kizu.training.losses import focal_terms
 from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection
 from kizu.training.training_set import TrainingSet
@@ -120,9 +121,9 @@ def test_the_loss_is_that_of_score_and_map_as_the_paper_assembles_it():
         features = method._features(batch.images)
         score, places = method.heads(method.heads.adapt(features))
     target = F.adaptive_max_pool2d(batch.truth.masks.float() / 255, places.shape[2:])
-    of_place = focal(places, target, 2.0) + 0.5 * truncated_l1(places, target)
+    of_place = focal_terms(places, target, 2.0) + 0.5 * truncated_l1(places, target)
     dense = of_place[:5].mean()  # the last one's defect is not located
-    image = focal(score, batch.labels.float(), 2.0).mean()
+    image = focal_terms(score, batch.labels.float(), 2.0).mean()
     torch.testing.assert_close(found["image"], image)
     torch.testing.assert_close(found["map"], dense)
     torch.testing.assert_close(found["total"], image + 3.0 * dense)
@@ -131,7 +132,7 @@ def test_the_loss_is_that_of_score_and_map_as_the_paper_assembles_it():
 def test_focal_and_truncated_losses_are_their_formulas():
     z, t = torch.tensor([0.3, -1.2, 2.0]), torch.tensor([1.0, 1.0, 0.0])
     p = torch.where(t > 0, torch.sigmoid(z), 1 - torch.sigmoid(z))
-    torch.testing.assert_close(focal(z, t, 2.0), (1 - p) ** 2 * -p.log())
+    torch.testing.assert_close(focal_terms(z, t, 2.0), (1 - p) ** 2 * -p.log())
     torch.testing.assert_close(truncated_l1(z, t), torch.tensor([0.2, 1.7, 2.5]))
 
 

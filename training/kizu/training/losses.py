@@ -80,9 +80,19 @@ ADVERSARIAL: dict[str, AdversarialLoss] = {
 
 
 def focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
-    """Mean of −(1 − p)^γ · log p, with p what σ(logits) gives to targets in {0, 1} (Lin et al. 2017, equation 4)."""
+    """Mean of `focal_terms`."""
+    return focal_terms(logits, targets, gamma).mean()
+
+
+def focal_terms(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
+    """−(1 − p)^γ · log p of each, with p what σ(logits) gives to targets in {0, 1} (Lin et al. 2017, equation 4)."""
     signed = logits * (1 - 2 * targets)  # the log-odds of being wrong
-    return (torch.sigmoid(signed) ** gamma * F.softplus(signed)).mean()
+    return torch.sigmoid(signed) ** gamma * F.softplus(signed)
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Σ w·v / Σ w; 0 where no weight is left."""
+    return (values * weights).sum() / weights.sum().clamp(min=1e-12)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:

@@ -166,18 +166,33 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _load(backbone: PretrainedBackbone, state: dict[str, Tensor], path: Path) -> None:
-    """Load what the maps need; weights of the layers after them are left out."""
-    own = backbone.network.state_dict()
-    # timm's feature networks name a block `blocks.2.0` or `blocks_2.0`, by how they are made.
-    given = {re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", name): value for name, value in state.items()} | state
-    given |= {name: own[name] for name in own if name not in given and name.endswith(".num_batches_tracked")}
+def fitting(own: dict[str, Tensor], given: dict[str, Tensor], what: str, remedy: str, shown: int) -> dict[str, Tensor]:
+    """Return those of the given tensors that a network needs, counters of batches its own where they are not given.
+
+    Args:
+        own: the network's state.
+        what: what does not fit what, for the message.
+        shown: names that the message shows at most.
+
+    Raises:
+        UserError: one is missing, or has another shape.
+    """
+    given = {name: own[name] for name in own if name.endswith(".num_batches_tracked")} | given
     missing = sorted(set(own) - set(given))
     differing = sorted(name for name in set(own) & set(given) if own[name].shape != given[name].shape)
     if missing or differing:
         raise UserError(
-            f"detector.options.weights: {path} does not fit {backbone.config.backbone}: {len(missing)} of {len(own)} "
-            f"tensors are missing and {len(differing)} have another shape ({', '.join((missing + differing)[:3])}, …).",
-            "Give the weights of the very network that detector.options.backbone names.",
+            f"detector.options.weights: {what}: {len(missing)} of {len(own)} tensors are missing and {len(differing)} "
+            f"have another shape ({', '.join((missing + differing)[:shown])}, …).",
+            remedy,
         )
-    backbone.network.load_state_dict({name: given[name] for name in own})
+    return {name: given[name] for name in own}
+
+
+def _load(backbone: PretrainedBackbone, state: dict[str, Tensor], path: Path) -> None:
+    """Load what the maps need; weights of the layers after them are left out."""
+    # timm's feature networks name a block `blocks.2.0` or `blocks_2.0`, by how they are made.
+    given = {re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", name): value for name, value in state.items()} | state
+    what = f"{path} does not fit {backbone.config.backbone}"
+    remedy = "Give the weights of the very network that detector.options.backbone names."
+    backbone.network.load_state_dict(fitting(backbone.network.state_dict(), given, what, remedy, shown=3))

@@ -34,9 +34,10 @@ from kizu.training.data.batches import Batch, LabelledBatch, Truth
 from kizu.training.detectors.calibration import calibrate
 from kizu.training.detectors.method import DetectorContext, UnpreparedMethod
 from kizu.training.loop import Ema, Losses, Phase, Stage
+from kizu.training.losses import weighted_mean
 from kizu.training.optimisers import CosineAdamW, decayed
 from kizu.training.options import Presets
-from kizu.training.pretrained import PretrainedOptions, described, load_pretrained
+from kizu.training.pretrained import PretrainedOptions, described, fitting, load_pretrained
 from kizu.training.recipe import AugmentSection
 from kizu.training.training_set import Sampling, TrainingSet
 
@@ -96,11 +97,6 @@ class ClassifierTraining:
     def unlabelled_share(self) -> float:
         """None: it learns from labels alone."""
         return 0.0
-
-
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Σ w·v / Σ w; 0 where no weight is left."""
-    return (values * weights).sum() / weights.sum().clamp(min=1e-12)
 
 
 def bce(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -300,16 +296,7 @@ def load_backbone(backbone: nn.Module, path: Path) -> str:
     given = (
         {name: value for name, value in state.items() if isinstance(value, Tensor)} if isinstance(state, dict) else {}
     )
-    given |= {name: own[name] for name in own if name not in given and name.endswith(".num_batches_tracked")}
-    missing = sorted(set(own) - set(given))
-    differing = sorted(name for name in set(own) & set(given) if own[name].shape != given[name].shape)
-    if missing or differing:
-        shown = ", ".join((missing + differing)[:5])
-        raise UserError(
-            f"detector.options.weights: {path} does not fit: {len(missing)} of {len(own)} tensors are missing and "
-            f"{len(differing)} have another shape ({shown}, …).",
-            "Use the weights of the very backbone that detector.preset names.",
-        )
+    remedy = "Use the weights of the very backbone that detector.preset names."
+    backbone.load_state_dict(fitting(own, given, f"{path} does not fit", remedy, shown=5), strict=True)
     unused = sorted({name.split(".")[0] for name in set(given) - set(own)})
-    backbone.load_state_dict({name: given[name] for name in own}, strict=True)
     return f"{len(own)} tensors from {path.name}; not needed of it: {', '.join(unused) or 'nothing'}"

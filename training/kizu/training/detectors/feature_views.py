@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kizu.errors import UserError
 from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batches, LabelledBatch, LabelledBatches
 from kizu.training.data.pool import Progress
@@ -97,11 +98,16 @@ def ok_images(batches: Batches, seed: int = 0) -> Tensor:
     """Indices of images that are known to be OK (not of tiles that show a sliver of a defect), in order.
 
     Of more than `MOST_IMAGES`, so many are drawn by `seed`.
+
+    Raises:
+        UserError: there is none.
     """
     chosen = batches.labels == 0
     if isinstance(batches, LabelledBatches):
         chosen = chosen & (batches.defects == 0)
     found = torch.nonzero(chosen)[:, 0].cpu()
+    if not len(found):
+        raise UserError("The train split has no OK image.", "Label some images OK.")
     if len(found) <= MOST_IMAGES:
         return found
     return found[torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:MOST_IMAGES]].sort().values

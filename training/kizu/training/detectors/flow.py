@@ -17,18 +17,16 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from kizu.errors import UserError
 from kizu.models.backbones import Levels
-from kizu.models.bundle import PretrainedWeights
 from kizu.models.config import STRICT
 from kizu.models.flow import PRESETS, FlowConfig, FlowDetector
 from kizu.training.data.batches import Batch, Batches
 from kizu.training.detectors.feature_views import PIECE, feature_pieces, ok_images
-from kizu.training.detectors.method import DetectorContext, OneClassMethod
+from kizu.training.detectors.method import BackboneMethod, DetectorContext, OneClassMethod
 from kizu.training.loop import Losses, Phase, Stage
 from kizu.training.optimisers import CosineAdamW, decayed
 from kizu.training.options import Presets
-from kizu.training.pretrained import PretrainedOptions, described
+from kizu.training.pretrained import PretrainedOptions
 from kizu.training.progress import RunLog
 from kizu.training.training_set import TrainingSet
 
@@ -81,7 +79,7 @@ def whitening_of(pieces: Iterable[Tensor], projection: Tensor, shrinkage: float 
     return mean, vectors @ torch.diag(values.rsqrt()) @ vectors.T @ standardised
 
 
-class FlowMethod(OneClassMethod):
+class FlowMethod(BackboneMethod, OneClassMethod):
     """One stage, one phase: the likelihood of precomputed features."""
 
     presets: ClassVar[Presets] = PRESETS
@@ -92,21 +90,12 @@ class FlowMethod(OneClassMethod):
         self.config = options.make(FlowConfig, **context.size)
         self.training = options.make(FlowTraining)
         self.section = context.section
-        backbone, self._weights = context.backbones.load(self.config, self.training)
-        self.notes = [f"features: {described(self._weights)}"]
+        backbone, weights = context.backbones.load(self.config, self.training)
         self._detector = FlowDetector(self.config, backbone)
+        super().__init__(self._detector, weights)
         self.networks = nn.ModuleDict({"flows": self._detector.flows})
         # float16 [M, D, h, w] of each stride; None: not precomputed.
         self._features: dict[int, Tensor] | None = None
-
-    @property
-    def pretrained(self) -> list[PretrainedWeights]:
-        """The backbone's."""
-        return [self._weights]
-
-    def detector(self) -> nn.Module:
-        """Backbone and flows."""
-        return self._detector
 
     def prepare(self, training: TrainingSet, log: RunLog) -> None:
         """Whiten the features of OK images, and compute those of the set.
@@ -117,8 +106,6 @@ class FlowMethod(OneClassMethod):
         batches = training.batches
         self._detector.backbone.to(batches.device)
         ok = ok_images(batches)
-        if not len(ok):
-            raise UserError("The train split has no OK image.", "Label some images OK.")
         self._features = self._precomputed(batches, log) if self._bytes(len(batches)) <= MEMORY else None
         for stride, flow in self._detector.levels.items():
             mean, whitening = whitening_of(self._pieces(batches, stride, ok), flow.projection)

@@ -238,8 +238,6 @@ class MemoryMethod(OneClassMethod):
         """
         batches, detector = training.batches, self._detector.eval()
         ok = ok_images(batches, self._coreset_seed)
-        if not len(ok):
-            raise UserError("The train split has no OK image to remember.", "Label some images OK.")
         generator = torch.Generator().manual_seed(self._coreset_seed)
         features = self._candidates(training, ok, generator)
         memory = detector.memory

@@ -8,10 +8,11 @@ from typing import ClassVar, Protocol
 
 from torch import nn
 
+from kizu.models.backbones import FeatureDetector
 from kizu.models.bundle import InputGeometry, PretrainedWeights
 from kizu.training.loop import Method
 from kizu.training.options import Options, Presets, preset
-from kizu.training.pretrained import Backbones
+from kizu.training.pretrained import Backbones, described
 from kizu.training.progress import RunLog
 from kizu.training.recipe import AugmentSection, DetectorSection, GeneratorSection
 from kizu.training.training_set import Sampling, TrainingSet
@@ -132,6 +133,28 @@ class UnpreparedMethod:
 
     def prepare(self, training: TrainingSet, log: RunLog) -> None:
         """Nothing to do."""
+
+
+class BackboneMethod(UnpreparedMethod):
+    """A method whose detector stands on a frozen pretrained backbone.
+
+    Args:
+        detector: what ships.
+        weights: the backbone's.
+    """
+
+    def __init__(self, detector: FeatureDetector, weights: PretrainedWeights):
+        self._shipped, self._weights = detector, weights
+        self.notes = [f"features: {described(weights)}"]
+
+    @property
+    def pretrained(self) -> list[PretrainedWeights]:
+        """The backbone's."""
+        return [self._weights]
+
+    def detector(self) -> nn.Module:
+        """The detector with its backbone."""
+        return self._shipped
 
 
 class OneClassMethod(UnpreparedMethod):

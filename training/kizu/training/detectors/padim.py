@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from kizu.errors import UserError
 from kizu.models.backbones import Levels
-from kizu.models.bundle import PretrainedWeights
 from kizu.models.config import STRICT
 from kizu.models.padim import (
     FOLDS,
@@ -31,10 +30,10 @@ from kizu.models.padim import (
 )
 from kizu.training.data.batches import Batches
 from kizu.training.detectors.feature_views import PIECE, ok_images
-from kizu.training.detectors.method import DetectorContext, OneClassMethod
+from kizu.training.detectors.method import BackboneMethod, DetectorContext, OneClassMethod
 from kizu.training.loop import Stage
 from kizu.training.options import Presets
-from kizu.training.pretrained import PretrainedOptions, described
+from kizu.training.pretrained import PretrainedOptions
 from kizu.training.progress import RunLog
 from kizu.training.training_set import TrainingSet
 
@@ -47,7 +46,7 @@ class PadimTraining(PretrainedOptions):
     """Where the backbone's weights come from."""
 
 
-class PadimMethod(OneClassMethod):
+class PadimMethod(BackboneMethod, OneClassMethod):
     """No stage; the Gaussians are fitted at the end."""
 
     presets: ClassVar[Presets] = PRESETS
@@ -56,20 +55,11 @@ class PadimMethod(OneClassMethod):
     def __init__(self, context: DetectorContext):
         options = context.options(self.presets, *self.configs)
         self.config = options.make(PadimConfig, **context.size)
-        backbone, self._weights = context.backbones.load(self.config, options.make(PadimTraining))
+        backbone, weights = context.backbones.load(self.config, options.make(PadimTraining))
         self._detector = Padim(self.config, backbone)
+        super().__init__(self._detector, weights)
         self.networks = nn.ModuleDict()
         self._seed = int(torch.randint(2**31, ()))
-        self.notes = [f"features: {described(self._weights)}"]
-
-    @property
-    def pretrained(self) -> list[PretrainedWeights]:
-        """The backbone's."""
-        return [self._weights]
-
-    def detector(self) -> nn.Module:
-        """The Gaussians with their backbone; it scores after `finish`."""
-        return self._detector
 
     def stages(self, images: int) -> list[Stage]:
         """None."""

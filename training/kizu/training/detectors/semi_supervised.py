@@ -40,9 +40,10 @@ from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batch, LabelledBatch, Truth
 from kizu.training.data.labelled import UNKNOWN, UNSPECIFIED
 from kizu.training.detectors.calibration import calibrate
-from kizu.training.detectors.classifier import dense_bce, load_backbone, weighted_mean
+from kizu.training.detectors.classifier import dense_bce, load_backbone
 from kizu.training.detectors.method import DetectorContext, UnpreparedMethod
 from kizu.training.loop import Ema, Losses, Phase, Stage
+from kizu.training.losses import weighted_mean
 from kizu.training.optimisers import CosineAdamW, decayed
 from kizu.training.options import Presets
 from kizu.training.recipe import AugmentSection

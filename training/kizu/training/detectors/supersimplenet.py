@@ -19,8 +19,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from kizu.errors import UserError
-from kizu.models.bundle import PretrainedWeights
 from kizu.models.config import STRICT
 from kizu.models.supersimplenet import PRESETS, Heads, SuperSimpleNet, SuperSimpleNetConfig
 from kizu.training.augment.anomalies import perlin_noise
@@ -28,11 +26,12 @@ from kizu.training.augment.classic import augmented
 from kizu.training.data.batches import Batch, LabelledBatch
 from kizu.training.detectors.calibration import calibrate
 from kizu.training.detectors.feature_views import FeatureViews, feature_pieces, feature_views, ok_images
-from kizu.training.detectors.method import DetectorContext, UnpreparedMethod
+from kizu.training.detectors.method import BackboneMethod, DetectorContext
 from kizu.training.loop import Losses, Phase, Stage
+from kizu.training.losses import focal_terms, weighted_mean
 from kizu.training.optimisers import CosineAdamW
 from kizu.training.options import Presets
-from kizu.training.pretrained import PretrainedOptions, described
+from kizu.training.pretrained import PretrainedOptions
 from kizu.training.progress import RunLog
 from kizu.training.recipe import AugmentSection
 from kizu.training.training_set import Sampling, TrainingSet
@@ -85,23 +84,12 @@ class SuperSimpleNetTraining(PretrainedOptions):
         return False
 
 
-def focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
-    """(1 − p)^γ · −log p of each, p the probability of its target, 0 or 1 (Lin et al. 2017, equation 4)."""
-    error = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return (1 - torch.exp(-error)) ** gamma * error
-
-
 def truncated_l1(logits: Tensor, targets: Tensor, margin: float = 0.5) -> Tensor:
     """max(0, m − s·z), s = ±1 by the target: nothing is gained beyond the margin (SimpleNet, equation 6)."""
     return F.relu(margin - (2 * targets - 1) * logits)
 
 
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Σ w·v / Σ w; 0 where no weight is left."""
-    return (values * weights).sum() / weights.sum().clamp(min=1e-12)
-
-
-class SuperSimpleNetMethod(UnpreparedMethod):
+class SuperSimpleNetMethod(BackboneMethod):
     """One stage, one phase on precomputed features."""
 
     uses_unlabelled = False
@@ -117,9 +105,8 @@ class SuperSimpleNetMethod(UnpreparedMethod):
         self.augment: AugmentSection | None = AugmentSection()
         self.learns_from_ng = True
         backbone, weights = context.backbones.load(self.config, self.training)
-        self._weights = weights
-        self.notes = [f"features: {described(weights)}"]
         self._detector = SuperSimpleNet(self.config, backbone)
+        super().__init__(self._detector, weights)
         self.networks = nn.ModuleDict({"heads": self._detector.heads})
         # Sampled here, where resumed runs sample the same.
         self._seed = int(torch.randint(2**31, ()))
@@ -130,15 +117,6 @@ class SuperSimpleNetMethod(UnpreparedMethod):
         """What trains."""
         return self._detector.heads
 
-    @property
-    def pretrained(self) -> list[PretrainedWeights]:
-        """The backbone's."""
-        return [self._weights]
-
-    def detector(self) -> nn.Module:
-        """Backbone and heads."""
-        return self._detector
-
     def prepare(self, training: TrainingSet, log: RunLog) -> None:
         """Standardise the features on OK images, and compute those of the set.
 
@@ -148,8 +126,6 @@ class SuperSimpleNetMethod(UnpreparedMethod):
         batches = training.batches
         self._detector.backbone.to(batches.device)
         ok = ok_images(batches, self._seed)
-        if not len(ok):
-            raise UserError("The train split has no OK image.", "Label some images OK.")
         if self.config.score == "both" and not (batches.labels == 1).any():
             self.heads.parts.copy_(torch.tensor([0.0, 1.0]))
         count = 0
@@ -206,12 +182,12 @@ class SuperSimpleNetMethod(UnpreparedMethod):
         target = torch.maximum((defect >= 0.5).float(), noisy)
         # A place with a sliver of a defect is neither.
         known = ((defect >= 0.5) | (defect <= 0) | (noisy > 0)).float()
-        of_place = focal(places, target, self.training.focus)
+        of_place = focal_terms(places, target, self.training.focus)
         if self.training.truncation:
             of_place = of_place + self.training.truncation * truncated_l1(places, target)
         dense = weighted_mean(of_place, known * (weights * located)[:, None, None, None])
         image_label = torch.maximum(labels, noisy.amax((1, 2, 3)))
-        image = weighted_mean(focal(score, image_label, self.training.focus), weights)
+        image = weighted_mean(focal_terms(score, image_label, self.training.focus), weights)
         return {"total": image + self.training.map_weight * dense, "image": image, "map": dense}
 
     def _batch_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
