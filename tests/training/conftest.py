@@ -29,6 +29,37 @@ features = 16
 score = "peak"
 """
 
+CLASSIFIER = """\
+name = "few-ng"
+dataset = "{dataset}"
+target_fnr = 0.10
+
+[image]
+size = 32
+channels = 1
+
+[detector]
+kind = "classifier"
+epochs = 2
+
+[detector.options]
+features = 4
+"""
+
+GENERATOR = """
+[generator]
+kind = "stylegan2-ada"
+preset = "demo"
+kimg = 0.1
+count = 20
+batch_size = 8
+measurements = 0
+
+[generator.options]
+capacity = 64
+latent = 8
+"""
+
 
 def train_bundle(recipe: Path, folder: Path, *, resume: bool = False, quiet: bool = True) -> Bundle:
     """Train in this process, the only one, which therefore gets the bundle."""
