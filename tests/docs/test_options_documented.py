@@ -94,7 +94,7 @@ def keys(prefix: str, section: type) -> list[OptionInfo]:
 
 def test_every_recipe_key_is_documented_with_its_default() -> None:
     own = [key for key in describe(Recipe) if key.name not in SECTIONS]
-    sections = [key for name in ("image", "splits", "detector") for key in keys(f"{name}.", SECTIONS[name])]
+    sections = [key for name in ("image", "splits", "detector", "export") for key in keys(f"{name}.", SECTIONS[name])]
     assert_complete(tables()["key"], [key for key in [*own, *sections] if key.name != "detector.options"])
 
 

@@ -17,7 +17,7 @@ from kizu.errors import UserError
 from kizu.models.bundle import Bundle, BundleError
 from kizu.models.ensemble import RankScale
 from kizu.models.operating_point import VERDICT_MARGIN, choose_operating_point, draw_independent
-from kizu.training import pipeline
+from kizu.training import shipping
 from kizu.training.data.labelled import hold_out_ok
 from kizu.training.data.manifest import NG, OK, Manifest, Row
 from kizu.training.data.render import render_boards
@@ -311,7 +311,7 @@ def test_a_certification_split_is_read_once_and_by_the_certificate_alone(small_r
         return choose_operating_point(*scores, **options)
 
     monkeypatch.setattr(Manifest, "image", read)
-    monkeypatch.setattr(pipeline, "choose_operating_point", choose)
+    monkeypatch.setattr(shipping, "choose_operating_point", choose)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(CLASSIFIER.format(dataset=small_run.dataset) + RESERVED)
     bundle = train_bundle(recipe, tmp_path / "run")

@@ -32,6 +32,7 @@ from kizu import files
 from kizu.errors import UserError
 from kizu.models.calibration import CalibrationScores
 from kizu.models.operating_point import OperatingPoint
+from kizu.models.quantisation import Quantisation
 from kizu.version import __version__
 
 SCHEMA_VERSION = 2
@@ -118,7 +119,10 @@ class DatasetReference(BaseModel):
 
 
 class Parity(BaseModel):
-    """Differences of the exported graph from torch over the calibration split (relative to the largest value)."""
+    """Differences of the exported graph from torch over the calibration split (relative to the largest value).
+
+    Of a quantised bundle: of the float32 graph that was quantised.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -126,6 +130,10 @@ class Parity(BaseModel):
     score: float
     heatmap: float
     verdicts_differing: int
+
+    def within(self, tolerance: float) -> bool:
+        """True if no verdict differs, and nothing else by more than `tolerance`."""
+        return max(self.score, self.heatmap) <= tolerance and not self.verdicts_differing
 
 
 class PretrainedWeights(BaseModel):
@@ -167,6 +175,8 @@ class BundleManifest(BaseModel):
     dataset: DatasetReference
     metrics: dict[str, Any]
     parity: Parity
+    quantisation: Quantisation | None = None
+    """None: the recipe asks for none."""
     pretrained: list[PretrainedWeights] = []
     created_at: datetime
     code_version: str = __version__
@@ -190,6 +200,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Without VNNI, sums of uint8 × int8 may saturate, and an int8 graph's scores would depend on the processor.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers: list[Any] = ["CPUExecutionProvider"]

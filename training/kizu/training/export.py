@@ -99,6 +99,21 @@ class ParityCheck:
         self._heatmap = max(self._heatmap, relative_difference(heatmaps, expected_heatmaps))
         return scores, heatmaps
 
+    def measured(self, operating_point: OperatingPoint) -> Parity:
+        """Return the largest differences, whatever they are."""
+        exported = np.concatenate([pair[0] for pair in self._pairs])
+        expected = np.concatenate([pair[1] for pair in self._pairs])
+        differing = sum(
+            operating_point.verdict(a) != operating_point.verdict(b)
+            for a, b in zip(exported.tolist(), expected.tolist(), strict=True)
+        )
+        return Parity(
+            images=len(exported),
+            score=largest_difference(exported, expected),
+            heatmap=self._heatmap,
+            verdicts_differing=differing,
+        )
+
     def result(self, operating_point: OperatingPoint) -> Parity:
         """Return the largest differences.
 
@@ -106,28 +121,31 @@ class ParityCheck:
             ParityError: scores differ by more than 1e-4 relative, or of their median size where that is larger, or any
                 verdict differs.
         """
-        exported = np.concatenate([pair[0] for pair in self._pairs])
-        expected = np.concatenate([pair[1] for pair in self._pairs])
-        differing = [
-            i
-            for i, (a, b) in enumerate(zip(exported.tolist(), expected.tolist(), strict=True))
-            if operating_point.verdict(a) != operating_point.verdict(b)
-        ]
-        parity = Parity(
-            images=len(exported),
-            score=float(
-                np.max(np.abs(exported - expected) / np.maximum(np.abs(expected), max(median_size(expected), 1e-12)))
-            ),
-            heatmap=self._heatmap,
-            verdicts_differing=len(differing),
-        )
-        if parity.score > RELATIVE_TOLERANCE or parity.heatmap > RELATIVE_TOLERANCE or differing:
+        parity = self.measured(operating_point)
+        if not parity.within(RELATIVE_TOLERANCE):
             raise ParityError(
                 f"The exported graph differs from torch: scores by {parity.score:.1e}, heatmaps by "
-                f"{parity.heatmap:.1e} relative, {len(differing)} of {len(exported)} verdicts. No bundle was written.",
+                f"{parity.heatmap:.1e} relative, {parity.verdicts_differing} of {parity.images} verdicts. No bundle "
+                "was written.",
                 "This is a fault in Kizu or in a library's new version, not in the data: please report it.",
             )
         return parity
+
+
+def one_by_one(score: ScoreFunction) -> ScoreFunction:
+    """Score each image of a batch alone, for comparison with the batch."""
+
+    def scores(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        found = [score(images[index : index + 1]) for index in range(len(images))]
+        return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
+
+    return scores
+
+
+def largest_difference(scores: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Return the largest difference of a score, relative to it or to the median size where that is larger."""
+    size = np.maximum(np.abs(expected), max(median_size(expected), 1e-12))
+    return float(np.max(np.abs(scores - expected) / size))
 
 
 def relative_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

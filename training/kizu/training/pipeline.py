@@ -16,20 +16,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.markup import escape
 from torch import nn
 
 from kizu.errors import Faults, UserError
-from kizu.models.bundle import Bundle, DatasetReference, Session, new_manifest, write_bundle
+from kizu.models.bundle import Bundle, DatasetReference, new_manifest, write_bundle
 from kizu.models.calibration import CalibrationScore, CalibrationScores
 from kizu.models.ensemble import Ensemble, RankScale
 from kizu.models.inspector import Inspector
-from kizu.models.operating_point import VERDICT_MARGIN, OperatingPoint, choose_operating_point
 from kizu.training.data.labelled import defect_classes
-from kizu.training.data.manifest import NG, OK, Manifest, Row
+from kizu.training.data.manifest import OK, Manifest
 from kizu.training.data.masks import check_located, check_mask_sizes
 from kizu.training.data.sizes import check_sizes
 from kizu.training.data.splits import write_splits
@@ -40,7 +37,7 @@ from kizu.training.evaluation.evaluate import build_report, score_with_pixels
 from kizu.training.evaluation.scoring import Scored, score_rows, write_scores
 from kizu.training.evaluation.summary import summary_table
 from kizu.training.execution import Execution
-from kizu.training.export import ParityCheck, export_onnx, torch_scorer
+from kizu.training.export import torch_scorer
 from kizu.training.generators import check_options
 from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
@@ -48,6 +45,7 @@ from kizu.training.pretrained import Backbones
 from kizu.training.progress import RunLog
 from kizu.training.recipe import DetectorSection, find_dataset, read_recipe
 from kizu.training.run import BUNDLE_FOLDER, RECIPE_FILE, REPORT_FILE, SCORES_FILE, SPLITS_FILE, Run, open_run, owning
+from kizu.training.shipping import graph_to_ship
 from kizu.training.synthesis.stage import run_generator
 from kizu.training.training_set import TrainingSet, check_synthetic_geometry, labelled_set, ok_set
 
@@ -144,6 +142,12 @@ class _Training:
                 f"{run.manifest.root} leaves {ok} OK image{'s' * (ok != 1)} to train on, and the scores of several "
                 "detectors are made comparable on OK images that none of them trains on.",
                 "Add OK images, or name one detector only.",
+            )
+        if recipe.export.quantise is not None and not any(method.pretrained for method in members):
+            raise UserError(
+                f'[export]: quantise = "{recipe.export.quantise}" is for pretrained backbones, and '
+                f"'{recipe.detector[0].kind}' has none here.",
+                "Leave it out, or choose a detector that has: auto, supersimplenet, memory, padim or flow.",
             )
         if recipe.augment is not None and all(method.augment is None for method in members):
             raise UserError(
@@ -264,48 +268,43 @@ def _detector(run: Run, members: list[DetectorMethod], log: RunLog) -> nn.Module
 
 def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, notes: list[str], log: RunLog) -> Bundle:
     geometry = run.recipe.image.geometry
-    detector = _detector(run, members, log)
-    log.say("exporting to ONNX")
-    inspector = Inspector(detector, geometry)
-    model = export_onnx(inspector)
-    # Calibrated on the CPU whatever trained it: the reference that every other runtime is held against.
-    session = Session(model, "cpu")
-    check = ParityCheck(session.score, torch_scorer(inspector))
     rows_to_calibrate = run.calibration(ng_unseen=not any(method.learns_from_ng for method in members))
-    calibration, certification, heatmap_range = _calibrate(run, rows_to_calibrate, check, log)
-    operating_point = _operating_point(run, calibration, certification)
-    parity = check.result(operating_point)
+    graph = graph_to_ship(run, Inspector(_detector(run, members, log), geometry), rows_to_calibrate, log)
     rows = [row for row in run.splits.test if row.label]  # none is synthetic: those are always in train
     with log.bar("testing", len(rows)) as advance:
-        scored, pixels = score_with_pixels(session.score, geometry, run.manifest, rows, progress=advance)
-    write_scores(run.folder / SCORES_FILE, {"calibration": calibration, "test": scored})
-    metrics = compute_metrics(scored, operating_point, pixels=pixels)
-    kept = _calibration_scores({"calibration": calibration, "certification": certification})
+        scored, pixels = score_with_pixels(graph.session.score, geometry, run.manifest, rows, progress=advance)
+    write_scores(run.folder / SCORES_FILE, {"calibration": graph.calibration, "test": scored})
+    metrics = compute_metrics(scored, graph.operating_point, pixels=pixels)
+    kept = _calibration_scores({"calibration": graph.calibration, "certification": graph.certification})
     manifest = new_manifest(
-        model,
+        graph.model,
         kept,
         recipe=run.recipe.model_dump(mode="json", exclude_none=True),
         geometry=geometry,
-        operating_point=operating_point,
+        operating_point=graph.operating_point,
         dataset=DatasetReference(
             fingerprint=run.fingerprint,
             split_fingerprint=run.splits.fingerprint,
             counts=run.splits.counts,
             synthetic_ng=synthetic_ng,
         ),
-        metrics=metrics.as_dict() | {"heatmap_range": heatmap_range},
-        parity=parity,
+        metrics=metrics.as_dict() | {"heatmap_range": graph.heatmap_range},
+        parity=graph.parity,
+        quantisation=graph.quantisation,
         pretrained=list(dict.fromkeys(weights for method in members for weights in method.pretrained)),
     )
     notes = [
         "This is the test split: neither training nor the threshold has seen it.",
         *notes,
+        *([graph.quantisation.statement()] if graph.quantisation and not graph.quantisation.applied else []),
         *_member_notes(members),
     ]
-    report = build_report(manifest, session.score, run.manifest, scored, metrics, evaluated="test split", notes=notes)
-    bundle = write_bundle(run.folder / BUNDLE_FOLDER, model, kept, manifest, report)
+    report = build_report(
+        manifest, graph.session.score, run.manifest, scored, metrics, evaluated="test split", notes=notes
+    )
+    bundle = write_bundle(run.folder / BUNDLE_FOLDER, graph.model, kept, manifest, report)
     log.console.print(summary_table(metrics))
-    log.say(operating_point.statement())
+    log.say(graph.operating_point.statement())
     log.say(f"bundle: {bundle.path}\nreport: {bundle.report}")
     return bundle
 
@@ -314,49 +313,6 @@ def _member_notes(members: list[DetectorMethod]) -> list[str]:
     """What each detector has to say, after its kind where there are several."""
     several = len(members) > 1
     return [f"Detector {i}: {note}" if several else note for i, m in enumerate(members, 1) for note in m.notes]
-
-
-def _calibrate(
-    run: Run, rows: list[Row], check: ParityCheck, log: RunLog
-) -> tuple[Scored, Scored | None, tuple[float, float]]:
-    """Return scores of calibration and of certification, and the heatmap values that pictures show as cold and hot."""
-    if not rows:
-        raise UserError(
-            f"{run.manifest.root} leaves no labelled image for calibration.",
-            "Add images, raise splits.calibration in the recipe, or fill the manifest's split column.",
-        )
-    extremes: list[tuple[float, float]] = []
-
-    def note(index: int, image: NDArray[np.uint8], heatmap: NDArray[np.float32]) -> None:
-        del index, image
-        extremes.append((float(np.median(heatmap)), float(heatmap.max())))
-
-    geometry = run.recipe.image.geometry
-    with log.bar("calibrating", len(rows)) as advance:
-        scored = score_rows(check.score, geometry, run.manifest, rows, progress=advance, on_heatmap=note)
-    certifying = None
-    if run.certification:
-        with log.bar("certifying", len(run.certification)) as advance:
-            certifying = score_rows(check.score, geometry, run.manifest, run.certification, progress=advance)
-    cold, hot = np.median([low for low, _ in extremes]), np.quantile([high for _, high in extremes], 0.95)
-    return scored, certifying, (float(cold), float(hot))
-
-
-def _operating_point(run: Run, calibration: Scored, certification: Scored | None) -> OperatingPoint:
-    certifying = certification or calibration
-    return choose_operating_point(
-        certifying.ng,
-        certifying.ok,
-        target_fnr=run.recipe.target_fnr,
-        confidence=run.recipe.confidence,
-        target_specificity=run.recipe.target_specificity,
-        review_band=run.recipe.review_band,
-        tolerance=VERDICT_MARGIN,
-        ng_groups=[row.group for row in certifying.rows if row.label == NG],
-        draw_key=run.fingerprint,
-        certified_on="calibration" if certification is None else "certification",
-        other_scores=calibration.scores,
-    )
 
 
 def _calibration_scores(sets: Mapping[str, Scored | None]) -> CalibrationScores:

@@ -200,6 +200,14 @@ class SplitsSection(_Section):
         return self.train, self.calibration, self.test
 
 
+class ExportSection(_Section):
+    """`[export]`: the graph that ships."""
+
+    quantise: Literal["int8"] | None = None
+    """`int8`: convolutions of pretrained backbones in 8 bits, if the calibration split is ranked as well as before;
+    left out: float32."""
+
+
 def _as_tuple(detector: object) -> object:
     """One section, or an array of them as TOML and JSON give it, as a tuple; anything else as it is."""
     if isinstance(detector, (dict, DetectorSection)):
@@ -240,6 +248,8 @@ class Recipe(_Section):
     """Combination of several detectors: the mean or the maximum of their scores' ranks."""
     augment: AugmentSection | None = None
     """Left out: the defaults, for detectors that alter their images."""
+    export: ExportSection = ExportSection()
+    """The graph that ships."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -288,6 +298,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "generator": GeneratorSection,
     "detector": DetectorSection,
     "augment": AugmentSection,
+    "export": ExportSection,
 }
 
 
