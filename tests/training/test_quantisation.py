@@ -244,6 +244,23 @@ def test_it_can_be_evaluated_and_given_another_threshold(run, kizu, tmp_path):
     assert other.manifest.quantisation == bundle.manifest.quantisation
 
 
+def test_it_stays_on_the_cpu_unless_told_otherwise(run, monkeypatch):
+    asked = []
+
+    class Watched(Session):
+        def __init__(self, model, device="auto", *others):
+            asked.append(device)
+            super().__init__(model, "cpu", *others)
+
+    monkeypatch.setattr("kizu.models.bundle.Session", Watched)
+    _, _, bundle = run
+    bundle.open()
+    bundle.open("cuda")
+    floats = Bundle(bundle.path, bundle.manifest.model_copy(update={"quantisation": None}), bundle.model, None)
+    floats.open()
+    assert asked == ["cpu", "cuda", "auto"]
+
+
 def test_the_service_scores_by_it(run, tmp_path):
     _, manifest, bundle = run
     server = Server(tmp_path)

@@ -304,9 +304,11 @@ class Bundle:
     def open(self, device: Device = "auto", threads: int = 0, spin: bool = True) -> Session:
         """Start scoring. CUDA where there is one, else the CPU; `threads` 0 means all cores.
 
+        A quantised graph is for the CPU: on CUDA it rounds elsewhere and takes longer, so it goes there only if told.
         Without `spin`, threads sleep between images instead of keeping cores from others, at a little latency.
         """
-        return Session(self._model, device, threads, spin)
+        quantised = self.manifest.quantisation is not None and self.manifest.quantisation.applied
+        return Session(self._model, "cpu" if quantised and device == "auto" else device, threads, spin)
 
 
 def write_bundle(
