@@ -16,9 +16,10 @@ import json
 import logging
 import math
 import os
+import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ from kizu import files
 from kizu.errors import UserError
 from kizu.models.calibration import CalibrationScores
 from kizu.models.operating_point import OperatingPoint
-from kizu.models.quantisation import Quantisation
+from kizu.models.quantisation import Quantisation, saturates
 from kizu.version import __version__
 
 SCHEMA_VERSION = 2
@@ -200,8 +201,9 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        # Without VNNI, sums of uint8 × int8 may saturate, and an int8 graph's scores would depend on the processor.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if saturates(platform.machine(), _cpuinfo()):
+            # Weights of int8 graphs become uint8: sums are exact then, at all the time that 8 bits save.
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers: list[Any] = ["CPUExecutionProvider"]
@@ -430,3 +432,11 @@ def _sha256(data: bytes) -> str:
 
 def _cuda_present() -> bool:
     return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists() or os.name == "nt"
+
+
+@cache
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -11,6 +11,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 
+def saturates(machine: str, cpuinfo: str) -> bool:
+    """Tell if a processor's sums of uint8 × int8 may saturate: x86-64 without VNNI, or not known to have it.
+
+    Args:
+        machine: `platform.machine()`.
+        cpuinfo: content of `/proc/cpuinfo`.
+    """
+    return machine.lower() in ("x86_64", "amd64") and "_vnni" not in cpuinfo
+
+
 class Quantisation(BaseModel):
     """The int8 graph that a recipe asked for, compared with the float32 graph on the calibration split.
 
