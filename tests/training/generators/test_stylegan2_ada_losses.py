@@ -223,6 +223,8 @@ def test_images_are_augmented_with_the_p_of_the_moment(phase, make_method):
 
 def test_one_image_from_every_latent_is_a_collapse(make_method):
     method = make_method(style_mixing=0.0)
+    (stage,) = method.stages(4)
+    assert stage.problem == method._collapse
     method.networks.requires_grad_(True)
     method._generator_losses(batch_of())
     assert method._collapse() is None
