@@ -52,12 +52,12 @@ def combined(run: Run, members: Sequence[DetectorMethod], log: RunLog) -> nn.Mod
 
 
 def weight_of(scored: Scored) -> float:
-    """How much a detector counts that has not seen these images: 2 · AUROC − 1, `LEAST_WEIGHT` at least.
+    """How much a detector counts that has not seen these images: (2 · AUROC − 1)², `LEAST_WEIGHT` at least.
 
     1 where there are no NG to judge it by.
     """
     ranking = auroc(scored.ng, scored.ok)
-    return 1.0 if ranking is None else max(LEAST_WEIGHT, 2 * ranking.value - 1)
+    return 1.0 if ranking is None else max(LEAST_WEIGHT, max(0.0, 2 * ranking.value - 1) ** 2)
 
 
 def _ng(rows: Sequence[Row]) -> list[Row]:
