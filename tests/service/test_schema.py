@@ -36,12 +36,13 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
             database.close()
 
 
-def fill(database: Database) -> Inspection:
-    """A recipe, a model and an inspection."""
+def fill(database: Database, captured_at: datetime | None = None) -> Inspection:
+    """A recipe, a model and an inspection; the first two once."""
     now = datetime.now(UTC)
     with database.writing() as session:
         repository.ensure_recipe(session, "r")
-        session.add(Model(id="m", recipe="r", number=1, fingerprint="f", manifest={"a": 1}, created_at=now))
+        if session.get(Model, "m") is None:
+            session.add(Model(id="m", recipe="r", number=1, fingerprint="f", manifest={"a": 1}, created_at=now))
         session.flush()
         inspection = Inspection(
             id=new_id(),
@@ -50,6 +51,7 @@ def fill(database: Database) -> Inspection:
             verdict="NG",
             score=0.1 + 0.2,
             threshold=0.3,
+            captured_at=captured_at,
             received_at=now,
             image_sha256="0" * 64,
             image_bytes=1,
@@ -99,6 +101,24 @@ def test_passes_found_ng_before_second_reviews_need_one(database: Database) -> N
     with database.reading() as session:
         kept = session.get_one(Inspection, inspection.id)
         assert (kept.label, kept.confirmed, kept.again) == ("NG", None, True)
+
+
+def test_times_of_capture_that_the_api_does_not_take_are_forgotten(database: Database) -> None:
+    schema.upgrade(database)
+    stored = {
+        datetime(1969, 12, 31, 15, 0, 7, tzinfo=UTC): None,
+        datetime(9001, 1, 1, 9, tzinfo=UTC): None,
+        (first := datetime(1970, 1, 1, tzinfo=UTC)): first,
+        (last := datetime(9000, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)): last,
+    }
+    schema.downgrade(database, "0003")
+    ids = {moment: fill(database, captured_at=moment).id for moment in stored}
+    schema.upgrade(database)
+    schema.downgrade(database, "0003")
+    schema.upgrade(database)
+    with database.reading() as session:
+        kept = {moment: session.get_one(Inspection, ids[moment]).captured_at for moment in stored}
+    assert kept == stored
 
 
 def test_a_newer_schema_is_refused_and_left_alone(database: Database) -> None:

@@ -129,6 +129,8 @@ async def _database_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    # Starlette raises it again behind this answer, and uvicorn logs it with its traceback.
+    # Starlette raises it again behind this answer, and uvicorn logs it with its traceback and closes the connection:
+    # said, so that no client sends its next request into it.
     del error
-    return render(request, 500, "internal-error", "An unexpected fault of the service; its log says more.")
+    detail = "An unexpected fault of the service; its log says more."
+    return render(request, 500, "internal-error", detail, {"Connection": "close"})

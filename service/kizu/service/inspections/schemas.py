@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from kizu.models.operating_point import Verdict
-from kizu.service.fields import Moment, Name, OptionalName
+from kizu.service.fields import Moment, Name, OptionalName, StoredMoment
 from kizu.service.inspections.tables import Inspection
 from kizu.service.registry.schemas import Certificate, ModelVersion
 from kizu.service.registry.tables import Model
@@ -90,8 +90,8 @@ class InspectionView(BaseModel):
     serial: str | None
     lot: str | None
     station: str | None
-    captured_at: Moment | None
-    received_at: Moment
+    captured_at: StoredMoment | None
+    received_at: StoredMoment
     image: ImageView
     links: Links
 
@@ -128,8 +128,8 @@ class InspectionSummary(BaseModel):
     serial: str | None
     lot: str | None
     station: str | None
-    captured_at: Moment | None
-    received_at: Moment
+    captured_at: StoredMoment | None
+    received_at: StoredMoment
     label: Literal["OK", "NG"] | None = Field(description="The latest review's; null: not reviewed.")
     links: Links
 

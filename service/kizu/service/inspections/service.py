@@ -3,6 +3,7 @@
 Notable here:
 - The order is image, then row, then answer. A crash between the first two leaves an image without a row, which the
   next start removes; nothing can leave a row without its image, or an answer without its row.
+- The answer is written out before anything is stored: what cannot be answered is not kept.
 - A request that fails leaves nothing behind. Its idempotency key is released, so that a retry can succeed.
 - Whatever the model does to its numbers, a part that could not be scored is NG.
 """
@@ -62,6 +63,23 @@ class PendingInspection:
     """In seconds of `time.monotonic`."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a submission, written out."""
+
+    location: str
+    """Path of the inspection."""
+    body: bytes
+    """An `InspectionView` as JSON."""
+    replayed: bool
+    """It was stored by an earlier request with the same key."""
+
+    @classmethod
+    def of(cls, view: InspectionView, *, replayed: bool) -> Answer:
+        """Write out a view."""
+        return cls(view.links.self, view.model_dump_json().encode(), replayed)
+
+
 class InspectionService:
     """Inspects submissions; lives in the event loop."""
 
@@ -85,8 +103,8 @@ class InspectionService:
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._blob_pool = ThreadPoolExecutor(_BLOB_THREADS, "blobs")
 
-    async def inspect(self, submission: Submission) -> tuple[InspectionView, bool]:
-        """Return (the inspection, whether it is the stored answer to an earlier request with the same key).
+    async def inspect(self, submission: Submission) -> Answer:
+        """Score an image, store it with its verdict, and return the answer; or the stored one under the same key.
 
         Nothing is stored where an error is raised.
 
@@ -101,19 +119,19 @@ class InspectionService:
         if submission.key is not None:
             stored = await self._stored_answer(submission, image_sha256)
             if stored is not None:
-                return stored, True
+                return stored
         model = await self._runtime.champion(submission.metadata.recipe)
         check_size(header, model.manifest.geometry)
         pending = PendingInspection(inspection_id, submission, image_sha256, header, model, deadline)
         if submission.key is None:
-            return await self._score_and_store(pending), False
+            return await self._score_and_store(pending)
         return await self._score_and_store_once(pending, submission.key)
 
     def _identify(self, submission: Submission) -> tuple[str, ImageHeader]:
         header = inspect_header(submission.data, submission.media_type, self._settings.max_pixels)
         return key_of(submission.data), header
 
-    async def _score_and_store_once(self, pending: PendingInspection, key: str) -> tuple[InspectionView, bool]:
+    async def _score_and_store_once(self, pending: PendingInspection, key: str) -> Answer:
         """Reserve the idempotency key, score and store; or return what another request stored under the key."""
         station = pending.submission.station
         fingerprint = pending.submission.fingerprint(pending.image_sha256)
@@ -124,20 +142,20 @@ class InspectionService:
             # Another request reserved the key since it was looked up; it may have finished meanwhile.
             stored = await self._stored_answer(pending.submission, pending.image_sha256)
             if stored is not None:
-                return stored, True
+                return stored
         try:
-            view = await self._score_and_store(pending)
+            return await self._score_and_store(pending)
         except BaseException:
             await self._write(lambda session: repository.release(session, station, key, pending.id))
             raise
-        return view, False
 
-    async def _score_and_store(self, pending: PendingInspection) -> InspectionView:
+    async def _score_and_store(self, pending: PendingInspection) -> Answer:
         with self._admission.memory(pending.header.decoded_bytes):
             scored = await self._score(pending)
         inspection = self._decide(pending, scored)
+        answer = Answer.of(InspectionView.of(inspection, pending.model.model), replayed=False)
         await self._store(pending, inspection)
-        return InspectionView.of(inspection, pending.model.model)
+        return answer
 
     async def _score(self, pending: PendingInspection) -> ScoredImage:
         try:
@@ -196,7 +214,7 @@ class InspectionService:
         except repository.ReservationLostError as error:
             raise _in_flight() from error
 
-    async def _stored_answer(self, submission: Submission, image_sha256: str) -> InspectionView | None:
+    async def _stored_answer(self, submission: Submission, image_sha256: str) -> Answer | None:
         found = await asyncio.to_thread(self._find, submission)
         if found is None:
             return None
@@ -206,7 +224,7 @@ class InspectionService:
             raise Problem(422, "idempotency-key-reused", detail, "Use a new key for each part.")
         if stored is None:
             raise _in_flight()
-        return InspectionView.of(*stored)
+        return Answer.of(InspectionView.of(*stored), replayed=True)
 
     def _find(self, submission: Submission) -> tuple[str, tuple[Inspection, Model] | None] | None:
         """Return (request's SHA-256, its inspection if there is one yet); None if the key is free or has expired."""
