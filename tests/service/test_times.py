@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 
+from kizu.service.identifiers import first_id_at
 from kizu.service.inspections.tables import Inspection
+from kizu.service.registry.tables import Promotion
+from kizu.service.reviews.tables import Review
 
-from .bundles import picture
-from .conftest import assert_problem, inspect, inspected
+from .bundles import make_bundle, picture
+from .conftest import assert_problem, inspect, inspected, upload
 from .processes import Server
 
 OUTSIDE_IN_UTC = [
@@ -69,6 +74,45 @@ def test_whatever_time_is_stored_can_be_read(server: Server, recipe: str) -> Non
     again = inspected(server, recipe, picture(200), key=f"stored {recipe}")
     assert again["captured_at"] == "1969-12-31T15:00:07Z"
     assert read_everywhere(server, recipe, inspection) == ["1969-12-31T15:00:07Z"] * 3
+
+
+def ahead() -> UUID:
+    """An identifier that was made while the clock was a year ahead."""
+    return first_id_at(datetime.now(UTC) + timedelta(days=365))
+
+
+def test_a_review_counts_after_one_that_was_made_while_the_clock_was_ahead(server: Server, recipe: str) -> None:
+    inspection = inspected(server, recipe, picture(200))
+    database = server.database()
+    with database.writing() as session:
+        at = {"inspection_id": UUID(inspection["id"]), "created_at": datetime.now(UTC)}
+        session.add(Review(id=ahead(), label="NG", reviewer="ann", **at))
+    database.close()
+    for label in ("OK", "NG", "OK"):
+        answer = server.client.post(inspection["links"]["reviews"], json={"label": label, "reviewer": "ann"})
+        assert answer.status_code == 201
+        assert abs(datetime.fromisoformat(answer.json()["created_at"]) - datetime.now(UTC)) < timedelta(seconds=30)
+    detail = server.client.get(inspection["links"]["self"]).json()
+    assert [review["label"] for review in detail["reviews"]] == ["NG", "OK", "NG", "OK"]
+    assert detail["label"] == "OK"
+
+
+def test_a_rollback_follows_the_order_of_promotions_though_the_clock_was_ahead(
+    server: Server, recipe: str, tmp_path: Path
+) -> None:
+    first = server.models[recipe]
+    make_bundle(tmp_path / "v2", recipe, threshold=0.8)
+    make_bundle(tmp_path / "v3", recipe, threshold=0.9)
+    second, third = (upload(server, tmp_path / name)["id"] for name in ("v2", "v3"))
+    assert server.client.post(f"/v1/models/{second}/promote").status_code == 200
+    database = server.database()
+    with database.writing() as session:
+        promoted = session.scalars(sa.select(Promotion).where(Promotion.model_id == second)).one()
+        promoted.id = ahead()
+    database.close()
+    assert server.client.post(f"/v1/models/{third}/promote").status_code == 200
+    back = [server.client.post(f"/v1/recipes/{recipe}/rollback").json()["id"] for _ in range(2)]
+    assert back == [second, first]
 
 
 def read_everywhere(server: Server, recipe: str, inspection: dict) -> list[str]:
