@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import httpx
@@ -118,7 +118,8 @@ def test_the_next_start_clears_up_what_a_crash_left_half_done(
     (server.home / "blobs" / "tmp" / "half").write_bytes(b"orp")
     database = server.database()
     with database.writing() as session:
-        repository.reserve(session, "", "abandoned", "0" * 64, uuid4(), timedelta(hours=1))
+        long_ago = datetime(2000, 1, 1, tzinfo=UTC)
+        repository.reserve(session, "", "abandoned", "0" * 64, uuid4(), timedelta(hours=1), long_ago)
     database.close()
 
     server.kill()

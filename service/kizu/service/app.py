@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 from fastapi import FastAPI
@@ -27,6 +28,7 @@ from kizu.service.inspections.admission import Admission
 from kizu.service.inspections.audit import AuditSampler
 from kizu.service.inspections.heatmap_service import HeatmapService
 from kizu.service.inspections.images import StoredImages
+from kizu.service.inspections.reservations import Reservations
 from kizu.service.inspections.service import InspectionService
 from kizu.service.quality import endpoints as quality_endpoints
 from kizu.service.registry import endpoints as registry_endpoints
@@ -40,6 +42,8 @@ from kizu.service.storage.database import Database
 from kizu.service.storage.secrets import secret
 from kizu.service.storage.writer import GroupCommitWriter
 from kizu.version import __version__
+
+LEASE_BEYOND_DEADLINE_S = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +106,10 @@ async def _running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         admission = Admission(settings.queue_size, settings.max_pending_bytes)
         audit_key = await asyncio.to_thread(secret, database, "audit")
         audit = AuditSampler(audit_key, settings.audit_rate, settings.recheck_rate)
-        inspections = InspectionService(settings, database, writer, blobs, runtime, admission, audit)
+        lease = timedelta(seconds=settings.request_deadline_s + LEASE_BEYOND_DEADLINE_S)
+        lifetime = timedelta(hours=settings.idempotency_key_hours)
+        reservations = Reservations(database, writer, lease, lifetime)
+        inspections = InspectionService(settings, writer, reservations, blobs, runtime, admission, audit)
         images = StoredImages(blobs)
         heatmaps = HeatmapService(
             database,
@@ -119,6 +126,7 @@ async def _running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
             yield
         finally:
             await runtime.close()
+            await reservations.close()
             inspections.close()
             await asyncio.to_thread(writer.close)
             lock.release()

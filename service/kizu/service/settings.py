@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(default=30.0, gt=0)
     """For the body to arrive; later is answered 408."""
 
+    idempotency_key_hours: float = Field(default=168.0, gt=0)
+    """How long an Idempotency-Key is remembered after its inspection; later it counts as a new one."""
+
     audit_rate: float = Field(default=0.02, ge=0, le=1)
     """Probability with which a passed inspection becomes an audit sample."""
     recheck_rate: float = Field(default=0.5, ge=0, le=1)

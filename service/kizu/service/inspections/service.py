@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID
 
@@ -31,17 +30,15 @@ from kizu.service.inference.runtime import LoadedModel, Runtime
 from kizu.service.inspections import repository
 from kizu.service.inspections.admission import Admission
 from kizu.service.inspections.audit import AuditSampler
+from kizu.service.inspections.reservations import Reservation, Reservations
 from kizu.service.inspections.schemas import InspectionView
 from kizu.service.inspections.submission import Submission
 from kizu.service.inspections.tables import Inspection
 from kizu.service.problems import Problem
-from kizu.service.registry.tables import Model
 from kizu.service.settings import Settings
 from kizu.service.storage.blobs import BlobStore, key_of
-from kizu.service.storage.database import Database
 from kizu.service.storage.writer import GroupCommitWriter
 
-_LEASE_BEYOND_DEADLINE_S = 60.0
 _BLOB_THREADS = 8
 
 Result = TypeVar("Result")
@@ -86,16 +83,16 @@ class InspectionService:
     def __init__(
         self,
         settings: Settings,
-        database: Database,
         writer: GroupCommitWriter,
+        reservations: Reservations,
         blobs: BlobStore,
         runtime: Runtime,
         admission: Admission,
         audit: AuditSampler,
     ):
         self._settings = settings
-        self._database = database
         self._writer = writer
+        self._reservations = reservations
         self._blobs = blobs
         self._runtime = runtime
         self._admission = admission
@@ -133,12 +130,9 @@ class InspectionService:
 
     async def _score_and_store_once(self, pending: PendingInspection, key: str) -> Answer:
         """Reserve the idempotency key, score and store; or return what another request stored under the key."""
-        station = pending.submission.station
         fingerprint = pending.submission.fingerprint(pending.image_sha256)
-        lease = timedelta(seconds=self._settings.request_deadline_s + _LEASE_BEYOND_DEADLINE_S)
-        while not await self._write(
-            lambda session: repository.reserve(session, station, key, fingerprint, pending.id, lease)
-        ):
+        reservation = Reservation(pending.submission.station, key, fingerprint, pending.id)
+        while not await self._reservations.reserve(reservation):
             # Another request reserved the key since it was looked up; it may have finished meanwhile.
             stored = await self._stored_answer(pending.submission, pending.image_sha256)
             if stored is not None:
@@ -146,7 +140,7 @@ class InspectionService:
         try:
             return await self._score_and_store(pending)
         except BaseException:
-            await self._write(lambda session: repository.release(session, station, key, pending.id))
+            await self._reservations.release(reservation)
             raise
 
     async def _score_and_store(self, pending: PendingInspection) -> Answer:
@@ -215,7 +209,8 @@ class InspectionService:
             raise _in_flight() from error
 
     async def _stored_answer(self, submission: Submission, image_sha256: str) -> Answer | None:
-        found = await asyncio.to_thread(self._find, submission)
+        assert submission.key is not None
+        found = await self._reservations.find(submission.station, submission.key)
         if found is None:
             return None
         request_sha256, stored = found
@@ -225,17 +220,6 @@ class InspectionService:
         if stored is None:
             raise _in_flight()
         return Answer.of(InspectionView.of(*stored), replayed=True)
-
-    def _find(self, submission: Submission) -> tuple[str, tuple[Inspection, Model] | None] | None:
-        """Return (request's SHA-256, its inspection if there is one yet); None if the key is free or has expired."""
-        assert submission.key is not None
-        with self._database.reading() as session:
-            row = repository.find_key(session, submission.station, submission.key)
-            if row is None:
-                return None
-            if row.inspection_id is not None:
-                return row.request_sha256, repository.get(session, row.inspection_id)
-            return None if row.expires_at.timestamp() < time.time() else (row.request_sha256, None)
 
     async def _write(self, operation: Callable[[Session], Result]) -> Result:
         return await asyncio.wrap_future(self._writer.submit(operation))

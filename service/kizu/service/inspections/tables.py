@@ -73,7 +73,7 @@ class Inspection(Base):
 
 
 class IdempotencyKey(Base):
-    """A key in use. Without an inspection it is a reservation, held by a request in work until `expires_at`."""
+    """A key in use, or old. Without an inspection it is a reservation, held by a request in work until `expires_at`."""
 
     __tablename__ = "idempotency_keys"
 
@@ -84,4 +84,4 @@ class IdempotencyKey(Base):
     token: Mapped[UUID]
     """The id of the inspection that the reservation is for."""
     expires_at: Mapped[datetime]
-    inspection_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("inspections.id"))
+    inspection_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("inspections.id"), index=True)
