@@ -39,6 +39,7 @@ from kizu.service.settings import MIB, Settings
 from kizu.service.storage import schema
 from kizu.service.storage.blobs import LocalBlobStore
 from kizu.service.storage.database import Database
+from kizu.service.storage.probes import StoreProbes
 from kizu.service.storage.secrets import secret
 from kizu.service.storage.writer import GroupCommitWriter
 from kizu.version import __version__
@@ -109,7 +110,8 @@ async def _running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         lease = timedelta(seconds=settings.request_deadline_s + LEASE_BEYOND_DEADLINE_S)
         lifetime = timedelta(hours=settings.idempotency_key_hours)
         reservations = Reservations(database, writer, lease, lifetime)
-        inspections = InspectionService(settings, writer, reservations, blobs, runtime, admission, audit)
+        probes = StoreProbes(writer, blobs)
+        inspections = InspectionService(settings, writer, reservations, blobs, probes, runtime, admission, audit)
         images = StoredImages(blobs)
         heatmaps = HeatmapService(
             database,
@@ -121,11 +123,12 @@ async def _running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         )
         await runtime.preload()
         registry = ServingRegistry(database, settings, runtime)
-        provide(app, settings, database, runtime, admission, audit, inspections, images, heatmaps, registry)
+        provide(app, settings, database, probes, runtime, admission, audit, inspections, images, heatmaps, registry)
         try:
             yield
         finally:
             await runtime.close()
+            probes.close()
             await reservations.close()
             inspections.close()
             await asyncio.to_thread(writer.close)

@@ -37,6 +37,7 @@ from kizu.service.inspections.tables import Inspection
 from kizu.service.problems import Problem
 from kizu.service.settings import Settings
 from kizu.service.storage.blobs import BlobStore, key_of
+from kizu.service.storage.probes import StoreProbes
 from kizu.service.storage.writer import GroupCommitWriter
 
 _BLOB_THREADS = 8
@@ -86,6 +87,7 @@ class InspectionService:
         writer: GroupCommitWriter,
         reservations: Reservations,
         blobs: BlobStore,
+        probes: StoreProbes,
         runtime: Runtime,
         admission: Admission,
         audit: AuditSampler,
@@ -94,6 +96,7 @@ class InspectionService:
         self._writer = writer
         self._reservations = reservations
         self._blobs = blobs
+        self._probes = probes
         self._runtime = runtime
         self._admission = admission
         self._audit = audit
@@ -201,6 +204,7 @@ class InspectionService:
             await _in_thread(self._blob_pool, self._blobs.put, pending.image_sha256, submission.data)
         except OSError as error:
             logger.error("the image store fails: %s", error)
+            self._probes.image_refused(len(submission.data))
             detail = "The image cannot be stored at the moment; nothing was kept."
             raise Problem(503, "storage-unavailable", detail, "Try again.", headers={"Retry-After": "2"}) from error
         try:
