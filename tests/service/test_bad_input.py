@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import struct
 import zlib
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 
 from kizu.models.bundle import InputGeometry
 
-from .bundles import picture
+from .bundles import SIDE, picture
 from .conftest import MakeRecipe, assert_problem, inspect, inspected, upload
 from .processes import Server
 
@@ -40,6 +42,18 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
+def tiff(*subfile_types: int) -> bytes:
+    """A TIFF with a page of each NewSubfileType: 0 a page, 1 a thumbnail, 4 a mask."""
+    pages = []
+    for number, kind in enumerate(subfile_types):
+        page = Image.new("L", (SIDE, SIDE), number)
+        page.encoderinfo = {"tiffinfo": {254: kind}}
+        pages.append(page)
+    buffer = io.BytesIO()
+    pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:], tiffinfo={254: subfile_types[0]})
+    return buffer.getvalue()
+
+
 BAD_IMAGES = {
     "empty": (b"", "png", 422, "empty-image"),
     "text": (b"this is not an image at all, it only says that it is", "png", 415, "unsupported-media-type"),
@@ -49,6 +63,9 @@ BAD_IMAGES = {
     "truncated BMP": (picture(9, kind="BMP", seed=1)[:-50], "bmp", 422, "damaged-image"),
     "truncated TIFF": (picture(9, size=(200, 200), kind="TIFF", seed=1)[:900], "tiff", 422, "damaged-image"),
     "flipped bytes": (picture(9, seed=1)[:50] + b"\xff" * 30 + picture(9, seed=1)[80:], "png", 422, "damaged-image"),
+    "TIFF of two pages": (tiff(0, 0), "tiff", 422, "several-pages"),
+    "TIFF with a page behind its thumbnail": (tiff(0, 1, 0), "tiff", 422, "several-pages"),
+    "TIFF of many thumbnails": (tiff(0, *[1] * 30), "tiff", 422, "several-pages"),
     "JPEG called PNG": (picture(9, kind="JPEG"), "png", 415, "media-type-mismatch"),
     "PNG called TIFF": (picture(9), "tiff", 415, "media-type-mismatch"),
     "GIF": (b"GIF89a" + bytes(50), "gif", 415, "unsupported-media-type"),
@@ -58,6 +75,22 @@ BAD_IMAGES = {
     "too large a body": (picture(9) + bytes(MAX_BODY), "png", 413, None),
     "smaller than the geometry": (picture(9, size=(15, 40)), "png", 422, "image-too-small"),
 }
+
+
+@pytest.mark.parametrize("data", [tiff(0), tiff(0, 1), tiff(0, 4), tiff(0, 5, 1)], ids=["one", "small", "mask", "both"])
+def test_a_tiff_of_one_page_may_have_thumbnails_and_masks(
+    sqlite_server: Server, add_recipe: MakeRecipe, data: bytes
+) -> None:
+    assert inspected(sqlite_server, add_recipe(sqlite_server), data, kind="tiff")["score"] == 0
+
+
+def test_a_tiff_whose_second_directory_is_damaged_is_one_page(sqlite_server: Server, add_recipe: MakeRecipe) -> None:
+    data = tiff(0, 0)
+    first = struct.unpack_from("<I", data, 4)[0]
+    entries = struct.unpack_from("<H", data, first)[0]
+    link = first + 2 + 12 * entries
+    beyond = data[:link] + struct.pack("<I", len(data) + 1000) + data[link + 4 :]
+    inspected(sqlite_server, add_recipe(sqlite_server), beyond, kind="tiff")
 
 
 @pytest.mark.parametrize("name", BAD_IMAGES)

@@ -41,6 +41,7 @@ _INFERENCE_ERRORS: dict[type[inference.InferenceError], tuple[int, str, str | No
     inference.UnsupportedMediaTypeError: (415, "unsupported-media-type", f"Send {', '.join(MEDIA_TYPES.values())}."),
     inference.MediaTypeMismatchError: (415, "media-type-mismatch", None),
     inference.EmptyImageError: (422, "empty-image", None),
+    inference.SeveralPagesError: (422, "several-pages", "Send each page as an image of its own."),
     inference.DamagedImageError: (422, "damaged-image", None),
     inference.ImageTooSmallError: (422, "image-too-small", None),
     inference.ModelUnusableError: (
