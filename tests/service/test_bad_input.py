@@ -196,6 +196,43 @@ def test_bad_metadata(server: Server, metadata: dict[str, str]) -> None:
     assert next(iter(metadata)) in content["detail"]
 
 
+LATIN_1 = "%E9"  # é, which is no UTF-8 by itself
+
+
+@pytest.mark.parametrize("name", ["recipe", "serial", "lot", "station", "seri%E9l"])
+def test_metadata_that_is_not_utf_8(server: Server, name: str) -> None:
+    url = f"/v1/inspections?recipe=r&{name}=part-{LATIN_1}"
+    answer = server.client.post(url, content=picture(1), headers={"content-type": "image/png"})
+    assert "UTF-8" in assert_problem(answer, 422, "invalid-request")["detail"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["/v1/inspections?serial={}", "/v1/quality?recipe={}", "/v1/models/{}", "/v1/reviews/queue?recipe=a&reviewer={}"],
+)
+def test_addresses_that_are_not_utf_8(sqlite_server: Server, url: str) -> None:
+    answer = sqlite_server.client.get(url.format(LATIN_1))
+    assert "UTF-8" in assert_problem(answer, 422, "invalid-request")["detail"]
+
+
+def test_a_form_field_that_is_not_utf_8(server: Server, add_recipe: MakeRecipe) -> None:
+    recipe = add_recipe(server)
+    part = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    image = part % (b"image", b'; filename="a.png"', picture(1))
+    body = part % (b"serial", b"", b"part-\xe9") + image + b"--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = server.client.post(f"/v1/inspections?recipe={recipe}", content=body, headers=headers)
+    assert "utf-8" in assert_problem(answer, 422, "bad-form")["detail"]
+
+
+def test_a_review_that_is_not_utf_8(server: Server) -> None:
+    url = "/v1/inspections/01a20413-ab57-7000-9c86-324ce9bb2b01/reviews"
+    answer = server.client.post(
+        url, content=b'{"label": "NG", "note": "\xe9"}', headers={"content-type": "application/json"}
+    )
+    assert_problem(answer, 400)
+
+
 def test_metadata_given_twice(server: Server) -> None:
     url = "/v1/inspections?recipe=r&serial=a&serial=b"
     assert_problem(server.client.post(url, content=picture(1), headers={"content-type": "image/png"}), 422)
@@ -260,6 +297,24 @@ def test_every_operation_documents_its_errors_as_problems(server: Server) -> Non
                 if int(status) >= 400:
                     schema = answer["content"]["application/problem+json"]["schema"]
                     assert schema == {"$ref": "#/components/schemas/Problem"}, (method, path, status)
+
+
+def test_letters_of_every_alphabet_are_kept(sqlite_server: Server, add_recipe: MakeRecipe) -> None:
+    serial = "é-部品-\U0001f600-\ufffd"
+    recipe = add_recipe(sqlite_server)
+    assert inspected(sqlite_server, recipe, picture(1), serial=serial)["serial"] == serial
+    form = sqlite_server.client.post(
+        "/v1/inspections",
+        data={"recipe": recipe, "serial": serial},
+        files={"image": ("é.png", picture(1), "image/png")},
+    )
+    assert form.json()["serial"] == serial
+    declared = b'--x\r\nContent-Disposition: form-data; name="serial"\r\n\r\n\xe9\r\n--x\r\n'
+    declared += b'Content-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + picture(1) + b"\r\n--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x; charset=latin-1"}
+    answer = sqlite_server.client.post(f"/v1/inspections?recipe={recipe}", content=declared, headers=headers)
+    assert answer.json()["serial"] == "é"
+    assert {item["serial"] for item in sqlite_server.inspections(recipe=recipe)} == {serial, "é"}
 
 
 def test_a_refused_request_does_not_hurt_the_next_on_the_same_connection(

@@ -42,6 +42,7 @@ from kizu.service.storage.database import Database
 from kizu.service.storage.probes import StoreProbes
 from kizu.service.storage.secrets import secret
 from kizu.service.storage.writer import GroupCommitWriter
+from kizu.service.text_encoding import Utf8Middleware
 from kizu.version import __version__
 
 LEASE_BEYOND_DEADLINE_S = 60.0
@@ -80,6 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ("POST", "/v1/models"): settings.max_bundle_bytes,
     }
     app.add_middleware(BodyLimitMiddleware, limit_of=lambda method, path: limits.get((method, path), MIB))
+    app.add_middleware(Utf8Middleware)
     error_handlers.install(app)
     for endpoints in (
         inspection_endpoints,
