@@ -60,6 +60,8 @@ def test_an_image_folder_that_is_gone_and_comes_back(new_server: NewServer, add_
     assert_problem(inspect(server, recipe, picture(1)), 503, "storage-unavailable")
     assert_problem(inspect(server, recipe, picture(2)), 503, "storage-unavailable")
     assert readiness(server) == (503, "storage-unavailable")
+    # Not 410: the image is not gone, its store is.
+    assert_problem(server.client.get(kept["links"]["image"]), 503, "storage-unavailable")
     assert not (server.home / "blobs").exists()
     (server.home / "away").rename(server.home / "blobs")
     inspected(server, recipe, picture(2))

@@ -71,7 +71,7 @@ def list_inspections(
     "/{inspection_id}/image",
     summary="The image as it was sent",
     response_class=Response,
-    responses={200: {"content": {"image/*": {}}, "description": "The very bytes."}, **responses(404, 422)},
+    responses={200: {"content": {"image/*": {}}, "description": "The very bytes."}, **responses(404, 410, 422, 503)},
 )
 def get_image(
     request: Request,
@@ -95,7 +95,7 @@ def get_image(
     "/{inspection_id}/heatmap",
     summary="Where the model saw something",
     response_class=Response,
-    responses={**_PNG, **responses(404, 422, 429, 503)},
+    responses={**_PNG, **responses(404, 410, 413, 422, 429, 500, 503)},
 )
 async def get_heatmap(
     heatmaps: Annotated[HeatmapService, injected(HeatmapService)], inspection_id: UUID, overlay: bool = False

@@ -46,7 +46,7 @@ class BlobStore(Protocol):
         """Write, read and delete `size` bytes; raises OSError."""
 
     def get(self, key: str) -> bytes:
-        """Return the bytes; raises FileNotFoundError."""
+        """Return the bytes; raises FileNotFoundError where there are none, or another OSError."""
 
 
 def key_of(data: bytes) -> str:
@@ -100,8 +100,17 @@ class LocalBlobStore:
             files.sync_folder(path.parent)
 
     def get(self, key: str) -> bytes:
-        """Return the bytes; raises FileNotFoundError."""
-        return self.path(key).read_bytes()
+        """Return the bytes.
+
+        Raises:
+            FileNotFoundError: the store has no such blob.
+            OSError: the store is gone or cannot be read.
+        """
+        try:
+            return self.path(key).read_bytes()
+        except FileNotFoundError:
+            self._check()
+            raise
 
     def probe(self, size: int) -> None:
         """Write, read and delete `size` bytes; raises OSError."""
