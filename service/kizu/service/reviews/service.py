@@ -42,8 +42,8 @@ def add(database: Database, audit: AuditSampler, inspection_id: UUID, new: NewRe
 
 def detail(database: Database, inspection_id: UUID) -> InspectionDetail:
     """Return an inspection with all its reviews; raises a 404 Problem."""
-    inspection, model = listing.find(database, inspection_id)
     with database.reading() as session:
+        inspection, model = listing.find_in(session, inspection_id)
         reviews = [ReviewView.model_validate(review) for review in repository.of_inspection(session, inspection_id)]
     view = InspectionView.of(inspection, model)
     return InspectionDetail(**dict(view), label=inspection.label, reviews=reviews)  # type: ignore[arg-type]

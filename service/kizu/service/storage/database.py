@@ -100,8 +100,10 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """Open a session for reading; nothing is written."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        """Open a session for reading; all of its queries see the database at one moment, and nothing is written."""
+        # SQLite reads so by itself, from the first query on.
+        options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        with Session(self.engine.execution_options(**options), expire_on_commit=False) as session:
             yield session
 
     @contextmanager
