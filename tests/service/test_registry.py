@@ -245,11 +245,12 @@ def test_a_bundle_tampered_with_after_it_was_added_is_refused_at_load(
     server.start()
     for recipe, inspection in inspections.items():
         problem = assert_problem(inspect(server, recipe, picture(1)), 503, "model-unusable")
-        assert str(kept(server, recipe)) in problem["detail"]
+        assert str(server.home) not in problem["detail"]
+        assert str(kept(server, recipe)) in server.log()
         assert len(server.inspections(recipe=recipe)) == 1
         assert_problem(server.client.get(inspection["links"]["heatmap"]), 503, "model-unusable")
     assert "fingerprint" in assert_problem(inspect(server, swapped, picture(1)), 503)["detail"]
-    assert_problem(server.client.get("/readyz"), 503, "no-usable-model")
+    assert str(server.home) not in assert_problem(server.client.get("/readyz"), 503, "no-usable-model")["detail"]
     assert server.client.get("/healthz").status_code == 200
 
     # Adding the bundle again repairs it, and other recipes' damage does not touch it.
@@ -260,6 +261,52 @@ def test_a_bundle_tampered_with_after_it_was_added_is_refused_at_load(
     assert ready.status_code == 200
     states = {recipe["recipe"]: recipe["state"] for recipe in ready.json()["recipes"]}
     assert states == dict.fromkeys(inspections, "unusable") | {repaired: "loaded"}
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_a_champion_that_is_altered_stops_deciding_and_cannot_be_promoted(
+    new_server: Callable[..., Server], add_recipe: MakeRecipe, tmp_path: Path, name: str
+) -> None:
+    server = new_server().start()
+    recipe, other = add_recipe(server), add_recipe(server)
+    inspected(server, recipe, picture(1))
+    TAMPERINGS[name](kept(server, recipe))
+    promoted = server.client.post(f"/v1/models/{server.models[recipe]}/promote")
+    assert_problem(promoted, 503, "model-unusable")
+    assert str(server.home) not in promoted.text
+    assert_problem(inspect(server, recipe, picture(1)), 503, "model-unusable")
+    inspected(server, other, picture(1))
+    # Added again, it decides again.
+    upload(server, tmp_path / recipe)
+    inspected(server, recipe, picture(1))
+
+    TAMPERINGS[name](kept(server, recipe))
+    end = time.monotonic() + 10
+    while (answer := inspect(server, recipe, picture(1))).status_code == 201:
+        assert time.monotonic() < end, "it was never noticed"
+        time.sleep(0.2)
+    assert_problem(answer, 503, "model-unusable")
+    inspected(server, other, picture(1))
+
+
+def test_a_champion_whose_files_are_written_again_unchanged_decides_on(
+    new_server: Callable[..., Server], add_recipe: MakeRecipe
+) -> None:
+    server = new_server().start()
+    recipe = add_recipe(server)
+    inspected(server, recipe, picture(1))
+    for path in kept(server, recipe).iterdir():
+        path.write_bytes(path.read_bytes())
+    folder = kept(server, recipe)
+    for _ in range(10):
+        time.sleep(0.25)
+        inspected(server, recipe, picture(1))
+    # An unmounted folder is no reason to stop the line.
+    folder.rename(server.home / "away")
+    for _ in range(10):
+        time.sleep(0.25)
+        inspected(server, recipe, picture(1))
+    assert_problem(server.client.post(f"/v1/models/{server.models[recipe]}/promote"), 503, "model-unusable")
 
 
 def kept(server: Server, recipe: str) -> Path:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from kizu.models.bundle import MANIFEST_FILE, Bundle, BundleError
+from kizu.models.bundle import BUNDLE_FILES, MANIFEST_FILE, Bundle, BundleError
 from kizu.service.fields import Name
+
+FileStates = dict[str, tuple[int, int, int, int]]
+"""File's name → (inode, size in bytes, times of the last change of its content and of its inode in nanoseconds)."""
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
@@ -30,6 +33,19 @@ def read_bundle(path: Path) -> Bundle:
         pass
     problem = f"The recipe that {path / MANIFEST_FILE} names is not one line of 1 to 128 characters."
     raise BundleError(problem, "Name the recipe otherwise, and export the bundle again.")
+
+
+def file_states(path: Path) -> FileStates | None:
+    """Return the states of a bundle's files, to see that none was touched; None if there is no bundle, or no answer."""
+    states: FileStates = {}
+    try:
+        for name in BUNDLE_FILES:
+            if (path / name).exists():
+                found = (path / name).stat()
+                states[name] = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    except OSError:
+        return None
+    return states or None
 
 
 def without_path(error: BundleError, path: Path) -> BundleError:

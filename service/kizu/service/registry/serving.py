@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 class ModelRuntime(Protocol):
     """The runtime that scores with the registered models, as far as the registry needs it."""
 
-    async def version(self, model_id: str) -> object:
-        """Load and verify a version; raises an error where it cannot be used."""
+    async def verify(self, model_id: str) -> None:
+        """Verify a version's files and load it; raises an error where it cannot be used."""
 
     def clear_failure(self, model_id: str) -> None:
         """Drop the record that a version was unusable, so that it is loaded again."""
@@ -92,7 +92,7 @@ class ServingRegistry:
     async def promote(self, model_id: str) -> ModelView:
         """Load and verify a model, then make it the champion of its recipe."""
         _check_id(model_id)
-        await self._runtime.version(model_id)
+        await self._runtime.verify(model_id)
         model = await run_in_threadpool(service.promote, self._database, model_id)
         self._runtime.invalidate_champions()
         return await run_in_threadpool(self._view, model)
