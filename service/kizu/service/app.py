@@ -34,6 +34,7 @@ from kizu.service.quality import endpoints as quality_endpoints
 from kizu.service.registry import endpoints as registry_endpoints
 from kizu.service.registry.service import remove_leftovers
 from kizu.service.registry.serving import ServingRegistry
+from kizu.service.request_log import RequestLogMiddleware
 from kizu.service.reviews import endpoints as review_endpoints
 from kizu.service.settings import MIB, Settings
 from kizu.service.storage import schema
@@ -82,6 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     }
     app.add_middleware(BodyLimitMiddleware, limit_of=lambda method, path: limits.get((method, path), MIB))
     app.add_middleware(Utf8Middleware)
+    app.add_middleware(RequestLogMiddleware)
     error_handlers.install(app)
     for endpoints in (
         inspection_endpoints,
