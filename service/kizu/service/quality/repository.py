@@ -13,6 +13,7 @@ from kizu.service.identifiers import first_id_at
 from kizu.service.inspections.order import as_share, place
 from kizu.service.inspections.tables import Inspection
 from kizu.service.registry.tables import Model
+from kizu.service.storage.database import local_day
 
 GroupBy = Literal["day", "lot", "station", "model_version"]
 
@@ -28,7 +29,7 @@ class Cell:
     label: str | None
     count: int
     day: str | None = None
-    """The day of receipt, in UTC."""
+    """The day of receipt, in the plant's time zone."""
     share: float = 1.0
     """In [0, 1]: the place of the first inspection that waits, among those of the same key, day and probability."""
     drawn: bool = True
@@ -47,15 +48,21 @@ class Cell:
 
 
 def cells(
-    session: Session, recipe: str, since: datetime | None, until: datetime | None, group_by: GroupBy | None
+    session: Session,
+    recipe: str,
+    since: datetime | None,
+    until: datetime | None,
+    group_by: GroupBy | None,
+    time_zone: str = "UTC",
 ) -> list[Cell]:
     """Return counts by group key, day, verdict, audit, label, and place before or behind the first one that waits."""
-    shown = sa.null() if group_by is None else _key(session, group_by)
+    day = local_day(session, Inspection.received_at.expression, time_zone)
+    shown = sa.null() if group_by is None else day if group_by == "day" else _key(group_by)
     flagged = Inspection.verdict != "OK"
     queued = sa.or_(flagged, Inspection.audited)
     columns = {
         "key": shown,
-        "day": _key(session, "day"),
+        "day": day,
         "verdict": Inspection.verdict,
         "audited": Inspection.audited,
         "probability": Inspection.audit_probability,
@@ -128,7 +135,7 @@ def _ordered(session: Session, rows: sa.Select[Any]) -> sa.Select[Any]:
     )
 
 
-def _key(session: Session, group_by: GroupBy) -> sa.ColumnElement[Any]:
+def _key(group_by: Literal["lot", "station", "model_version"]) -> sa.ColumnElement[Any]:
     match group_by:
         case "lot":
             return Inspection.lot.expression
@@ -136,7 +143,3 @@ def _key(session: Session, group_by: GroupBy) -> sa.ColumnElement[Any]:
             return Inspection.station.expression
         case "model_version":
             return Model.number.expression
-        case "day":
-            if session.get_bind().dialect.name == "sqlite":
-                return sa.func.date(Inspection.received_at)
-            return sa.func.date(sa.func.timezone("UTC", Inspection.received_at))

@@ -155,5 +155,6 @@ class QualityReport(Quality):
     since: StoredMoment | None
     until: StoredMoment | None
     group_by: GroupBy | None
+    time_zone: str = Field(description="In which days begin.")
     groups: list[QualityGroup]
     model_versions: list[QualityGroup] = Field(description="Each version by itself, where several decided; else empty.")

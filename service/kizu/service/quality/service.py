@@ -25,6 +25,7 @@ def report(
     group_by: GroupBy | None,
     confidence: float,
     simultaneous: bool = False,
+    time_zone: str = "UTC",
 ) -> QualityReport:
     """Return the figures for a span of time, as a whole and by group.
 
@@ -37,11 +38,15 @@ def report(
     with database.reading() as session:
         if not registry.recipe_exists(session, recipe):
             raise UnknownRecipeError(recipe)
-        total = Counts.of(repository.cells(session, recipe, since, until, None))
-        by_version = _grouped(repository.cells(session, recipe, since, until, "model_version"))
+
+        def cells(by: GroupBy | None) -> list[Cell]:
+            return repository.cells(session, recipe, since, until, by, time_zone)
+
+        total = Counts.of(cells(None))
+        by_version = _grouped(cells("model_version"))
         grouped = by_version
         if group_by != "model_version":
-            grouped = _grouped(repository.cells(session, recipe, since, until, group_by) if group_by else [])
+            grouped = _grouped(cells(group_by) if group_by else [])
     if len(grouped) > MAX_GROUPS:
         raise Problem(
             422, "too-many-groups", f"That makes {len(grouped)} groups.", "Narrow the span with since and until."
@@ -55,6 +60,7 @@ def report(
             "since": since,
             "until": until,
             "group_by": group_by,
+            "time_zone": time_zone,
             "groups": _groups(recipe, grouped, _confidence(confidence, len(grouped), simultaneous)),
             "model_versions": versions,
             "caveats": [
