@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from kizu.models.rates import Rate, clopper_pearson_upper
+from kizu.service.inspections.span import Span
 from kizu.service.quality import repository
 from kizu.service.storage import schema
 from kizu.service.storage.database import Database
@@ -44,9 +45,29 @@ def test_days_begin_in_the_plants_time_zone(
     for moment in received:
         fill(database, at=datetime.fromisoformat(moment))
     with database.reading() as session:
-        cells = repository.cells(session, "r", None, None, "day", zone)
+        cells = repository.cells(session, "r", Span(), "day", zone)
     assert sorted({cell.key for cell in cells}, key=str) == days
     assert sorted({cell.day for cell in cells}, key=str) == days
+
+
+def test_a_span_of_capture(server: Server, recipe: str) -> None:
+    for hour in ("06", "07", "08"):
+        inspected(server, recipe, picture(200), lot="L", captured_at=f"2026-03-01T{hour}:00:00+09:00")
+    inspected(server, recipe, picture(200))
+
+    def found(**span: str) -> tuple[int, int]:
+        report = quality(server, recipe, **span)
+        return len(server.inspections(recipe=recipe, **span)), report["inspected"]
+
+    assert found() == (4, 4)
+    assert found(captured_since="2026-02-28T22:00:00Z") == (2, 2)
+    assert found(captured_until="2026-02-28T22:00:00Z") == (1, 1)
+    assert found(captured_since="2026-03-01T07:00:00+09:00", captured_until="2026-03-01T08:00:00+09:00") == (1, 1)
+    assert found(captured_since="2026-03-01T07:00:00+09:00", until="2026-03-01T08:00:00+09:00") == (0, 0)
+    report = quality(server, recipe, captured_since="2026-03-01T07:00:00+09:00")
+    assert (report["captured_since"], report["captured_until"]) == ("2026-02-28T22:00:00Z", None)
+    span = {"captured_since": "2026-03-01T08:00:00Z", "captured_until": "2026-03-01T07:00:00Z"}
+    assert_problem(server.client.get("/v1/quality", params={"recipe": recipe, **span}), 422, "invalid-request")
 
 
 def test_the_service_reports_days_of_its_setting(new_server: Callable[..., Server], add_recipe: MakeRecipe) -> None:

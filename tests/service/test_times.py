@@ -47,7 +47,7 @@ def test_a_time_in_range_in_utc_can_be_read_back_everywhere(server: Server, reci
 
 
 @pytest.mark.parametrize("path", ["/v1/inspections", "/v1/quality"])
-@pytest.mark.parametrize("parameter", ["since", "until"])
+@pytest.mark.parametrize("parameter", ["since", "until", "captured_since", "captured_until"])
 @pytest.mark.parametrize("sent", OUTSIDE_IN_UTC)
 def test_a_span_out_of_range_in_utc_is_refused(
     server: Server, recipe: str, path: str, parameter: str, sent: str
@@ -59,7 +59,7 @@ def test_a_span_out_of_range_in_utc_is_refused(
 @pytest.mark.parametrize("path", ["/v1/inspections", "/v1/quality"])
 @pytest.mark.parametrize("sent", INSIDE_IN_UTC)
 def test_a_span_in_range_in_utc_is_taken(server: Server, recipe: str, path: str, sent: str) -> None:
-    for parameter in ("since", "until"):
+    for parameter in ("since", "until", "captured_since", "captured_until"):
         assert server.client.get(path, params={"recipe": recipe, parameter: sent}).status_code == 200
 
 

@@ -63,11 +63,7 @@ def page(session: Session, filters: Filters, before: UUID | None, limit: int) ->
             query = query.where(column == wanted)
     if filters.reviewed is not None:
         query = query.where(Inspection.label.is_not(None) if filters.reviewed else Inspection.label.is_(None))
-    # Ids begin with the time of receipt, so the primary key finds a span of time.
-    if filters.since is not None:
-        query = query.where(Inspection.id >= first_id_at(filters.since))
-    if filters.until is not None:
-        query = query.where(Inspection.id < first_id_at(filters.until))
+    query = query.where(*filters.span.conditions())
     if before is not None:
         query = query.where(Inspection.id < before)
     return [(row[0], row[1], row[2]) for row in session.execute(query)]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kizu.models.operating_point import Verdict
 from kizu.service.fields import Moment, Name, OptionalName, StoredMoment
+from kizu.service.inspections.span import Span
 from kizu.service.inspections.tables import Inspection
 from kizu.service.registry.schemas import Certificate, ModelVersion
 from kizu.service.registry.tables import Model
@@ -39,6 +40,13 @@ class Filters(BaseModel):
     reviewed: bool | None = Field(default=None, description="True: reviewed ones only; false: the others only.")
     since: Moment | None = Field(default=None, description="Received at or after.")
     until: Moment | None = Field(default=None, description="Received before.")
+    captured_since: Moment | None = Field(default=None, description="Captured at or after, as `captured_at` says.")
+    captured_until: Moment | None = Field(default=None, description="Captured before.")
+
+    @property
+    def span(self) -> Span:
+        """The span of time that the filters leave."""
+        return Span(self.since, self.until, self.captured_since, self.captured_until)
 
 
 class ImageView(BaseModel):

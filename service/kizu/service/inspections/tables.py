@@ -55,6 +55,7 @@ class Inspection(Base):
     __table_args__ = (
         sa.Index("ix_inspections_recipe_id", "recipe", "id"),
         sa.Index("ix_inspections_station_id", "station", "id"),
+        sa.Index("ix_inspections_recipe_captured_at", "recipe", "captured_at"),
         sa.Index("ix_inspections_serial_id", "serial", "id"),
         sa.Index("ix_inspections_lot_id", "lot", "id"),
         sa.Index(

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 
 from kizu.service.dependencies import injected
 from kizu.service.fields import Moment, Name
+from kizu.service.inspections.span import Span
 from kizu.service.problems import responses
 from kizu.service.quality import service
 from kizu.service.quality.repository import GroupBy
@@ -25,6 +26,10 @@ def get_quality(
     recipe: Annotated[Name, Query()],
     since: Annotated[Moment | None, Query(description="Received at or after.")] = None,
     until: Annotated[Moment | None, Query(description="Received before.")] = None,
+    captured_since: Annotated[
+        Moment | None, Query(description="Captured at or after; leaves out what has no `captured_at`.")
+    ] = None,
+    captured_until: Annotated[Moment | None, Query(description="Captured before.")] = None,
     group_by: Annotated[GroupBy | None, Query(description="`day` is a day in the plant's time zone.")] = None,
     confidence: Annotated[float, Query(ge=0.5, le=0.9999)] = 0.95,
     simultaneous: Annotated[
@@ -37,4 +42,5 @@ def get_quality(
     `fnr_estimate` corrects for it with the audit samples. It describes the process; `realised` bounds what happened to
     the inspected parts themselves.
     """
-    return service.report(database, recipe, since, until, group_by, confidence, simultaneous, settings.time_zone)
+    span = Span(since, until, captured_since, captured_until)
+    return service.report(database, recipe, span, group_by, confidence, simultaneous, settings.time_zone)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from kizu.service.identifiers import first_id_at
 from kizu.service.inspections.order import as_share, place
+from kizu.service.inspections.span import Span
 from kizu.service.inspections.tables import Inspection
 from kizu.service.registry.tables import Model
 from kizu.service.storage.database import local_day
@@ -47,14 +46,7 @@ class Cell:
     """Placed before the first recheck that waits."""
 
 
-def cells(
-    session: Session,
-    recipe: str,
-    since: datetime | None,
-    until: datetime | None,
-    group_by: GroupBy | None,
-    time_zone: str = "UTC",
-) -> list[Cell]:
+def cells(session: Session, recipe: str, span: Span, group_by: GroupBy | None, time_zone: str = "UTC") -> list[Cell]:
     """Return counts by group key, day, verdict, audit, label, and place before or behind the first one that waits."""
     day = local_day(session, Inspection.received_at.expression, time_zone)
     shown = sa.null() if group_by is None else day if group_by == "day" else _key(group_by)
@@ -76,10 +68,7 @@ def cells(
     rows = rows.where(Inspection.recipe == recipe)
     if group_by == "model_version":
         rows = rows.join(Model, Model.id == Inspection.model_id)
-    if since is not None:
-        rows = rows.where(Inspection.id >= first_id_at(since))
-    if until is not None:
-        rows = rows.where(Inspection.id < first_id_at(until))
+    rows = rows.where(*span.conditions())
     return [
         Cell(
             key=None if row.key is None else f"{recipe} v{row.key}" if group_by == "model_version" else str(row.key),

@@ -154,6 +154,8 @@ class QualityReport(Quality):
     recipe: str
     since: StoredMoment | None
     until: StoredMoment | None
+    captured_since: StoredMoment | None
+    captured_until: StoredMoment | None
     group_by: GroupBy | None
     time_zone: str = Field(description="In which days begin.")
     groups: list[QualityGroup]

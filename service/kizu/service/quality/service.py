@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import datetime
+from dataclasses import asdict
 
+from kizu.service.inspections.span import Span
 from kizu.service.problems import Problem
 from kizu.service.quality import caveats, repository
 from kizu.service.quality.counts import Counts
@@ -20,8 +21,7 @@ MAX_GROUPS = 1000
 def report(
     database: Database,
     recipe: str,
-    since: datetime | None,
-    until: datetime | None,
+    span: Span,
     group_by: GroupBy | None,
     confidence: float,
     simultaneous: bool = False,
@@ -33,14 +33,14 @@ def report(
         UnknownRecipeError: no model was ever added for the recipe.
         Problem: 422 an empty span, or too many groups.
     """
-    if since is not None and until is not None and since >= until:
-        raise Problem(422, "invalid-request", "since must lie before until.")
+    if span.empty:
+        raise Problem(422, "invalid-request", "since must lie before until, and captured_since before captured_until.")
     with database.reading() as session:
         if not registry.recipe_exists(session, recipe):
             raise UnknownRecipeError(recipe)
 
         def cells(by: GroupBy | None) -> list[Cell]:
-            return repository.cells(session, recipe, since, until, by, time_zone)
+            return repository.cells(session, recipe, span, by, time_zone)
 
         total = Counts.of(cells(None))
         by_version = _grouped(cells("model_version"))
@@ -57,8 +57,7 @@ def report(
         {
             **whole,
             "recipe": recipe,
-            "since": since,
-            "until": until,
+            **asdict(span),
             "group_by": group_by,
             "time_zone": time_zone,
             "groups": _groups(recipe, grouped, _confidence(confidence, len(grouped), simultaneous)),
