@@ -138,8 +138,9 @@ def test_settings_in_an_image_exist(dockerfile: Path) -> None:
 
 
 def test_the_service_image_answers_readyz(container: Container) -> None:
-    answer = httpx.get(f"{container.url}/readyz")
+    answer = httpx.get(f"{container.url}/readyz", params={"models": "false"})
     assert (answer.status_code, answer.json()["status"]) == (200, "ready")
+    assert httpx.get(f"{container.url}/readyz").json()["type"] == "urn:kizu:problem:no-champion"
     assert (container.image.path("/var/lib/kizu") / "kizu.db").is_file()
 
 

@@ -5,10 +5,17 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kizu.service.identifiers import first_id_at, new_id
+from kizu.service.inspections.tables import Inspection
+from kizu.service.registry import repository
+from kizu.service.registry.tables import Model
+from kizu.service.storage.database import Database
 
 from .bundles import make_bundle
 from .processes import Server, postgres_database
@@ -80,6 +87,48 @@ def add_recipe(tmp_path: Path) -> Callable[..., str]:
 def recipe(server: Server, add_recipe: MakeRecipe) -> str:
     """A recipe of the test's own: NG from half brightness on."""
     return add_recipe(server)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database."""
+    if request.param == "sqlite":
+        database = Database(f"sqlite:///{tmp_path}/kizu.db")
+        yield database
+        database.close()
+    else:
+        with postgres_database() as url:
+            database = Database(url.replace("postgresql://", "postgresql+psycopg://"))
+            yield database
+            database.close()
+
+
+def fill(database: Database, captured_at: datetime | None = None, at: datetime | None = None) -> Inspection:
+    """A recipe, a model and an inspection, received `at` or now; the first two once."""
+    now = datetime.now(UTC)
+    with database.writing() as session:
+        repository.ensure_recipe(session, "r")
+        if session.get(Model, "m") is None:
+            session.add(Model(id="m", recipe="r", number=1, fingerprint="f", manifest={"a": 1}, created_at=now))
+        session.flush()
+        inspection = Inspection(
+            id=new_id() if at is None else first_id_at(at),
+            recipe="r",
+            model_id="m",
+            verdict="NG",
+            score=0.1 + 0.2,
+            threshold=0.3,
+            captured_at=captured_at,
+            received_at=at or now,
+            image_sha256="0" * 64,
+            image_bytes=1,
+            width=1,
+            height=1,
+            media_type="image/png",
+            audited=False,
+        )
+        session.add(inspection)
+    return inspection
 
 
 def zipped(folder: Path) -> bytes:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import struct
 import zlib
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 
 from kizu.models.bundle import InputGeometry
 
-from .bundles import picture
+from .bundles import SIDE, picture
 from .conftest import MakeRecipe, assert_problem, inspect, inspected, upload
 from .processes import Server
 
@@ -40,6 +42,18 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
+def tiff(*subfile_types: int) -> bytes:
+    """A TIFF with a page of each NewSubfileType: 0 a page, 1 a thumbnail, 4 a mask."""
+    pages = []
+    for number, kind in enumerate(subfile_types):
+        page = Image.new("L", (SIDE, SIDE), number)
+        page.encoderinfo = {"tiffinfo": {254: kind}}
+        pages.append(page)
+    buffer = io.BytesIO()
+    pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:], tiffinfo={254: subfile_types[0]})
+    return buffer.getvalue()
+
+
 BAD_IMAGES = {
     "empty": (b"", "png", 422, "empty-image"),
     "text": (b"this is not an image at all, it only says that it is", "png", 415, "unsupported-media-type"),
@@ -49,6 +63,9 @@ BAD_IMAGES = {
     "truncated BMP": (picture(9, kind="BMP", seed=1)[:-50], "bmp", 422, "damaged-image"),
     "truncated TIFF": (picture(9, size=(200, 200), kind="TIFF", seed=1)[:900], "tiff", 422, "damaged-image"),
     "flipped bytes": (picture(9, seed=1)[:50] + b"\xff" * 30 + picture(9, seed=1)[80:], "png", 422, "damaged-image"),
+    "TIFF of two pages": (tiff(0, 0), "tiff", 422, "several-pages"),
+    "TIFF with a page behind its thumbnail": (tiff(0, 1, 0), "tiff", 422, "several-pages"),
+    "TIFF of many thumbnails": (tiff(0, *[1] * 30), "tiff", 422, "several-pages"),
     "JPEG called PNG": (picture(9, kind="JPEG"), "png", 415, "media-type-mismatch"),
     "PNG called TIFF": (picture(9), "tiff", 415, "media-type-mismatch"),
     "GIF": (b"GIF89a" + bytes(50), "gif", 415, "unsupported-media-type"),
@@ -58,6 +75,22 @@ BAD_IMAGES = {
     "too large a body": (picture(9) + bytes(MAX_BODY), "png", 413, None),
     "smaller than the geometry": (picture(9, size=(15, 40)), "png", 422, "image-too-small"),
 }
+
+
+@pytest.mark.parametrize("data", [tiff(0), tiff(0, 1), tiff(0, 4), tiff(0, 5, 1)], ids=["one", "small", "mask", "both"])
+def test_a_tiff_of_one_page_may_have_thumbnails_and_masks(
+    sqlite_server: Server, add_recipe: MakeRecipe, data: bytes
+) -> None:
+    assert inspected(sqlite_server, add_recipe(sqlite_server), data, kind="tiff")["score"] == 0
+
+
+def test_a_tiff_whose_second_directory_is_damaged_is_one_page(sqlite_server: Server, add_recipe: MakeRecipe) -> None:
+    data = tiff(0, 0)
+    first = struct.unpack_from("<I", data, 4)[0]
+    entries = struct.unpack_from("<H", data, first)[0]
+    link = first + 2 + 12 * entries
+    beyond = data[:link] + struct.pack("<I", len(data) + 1000) + data[link + 4 :]
+    inspected(sqlite_server, add_recipe(sqlite_server), beyond, kind="tiff")
 
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
@@ -163,6 +196,43 @@ def test_bad_metadata(server: Server, metadata: dict[str, str]) -> None:
     assert next(iter(metadata)) in content["detail"]
 
 
+LATIN_1 = "%E9"  # é, which is no UTF-8 by itself
+
+
+@pytest.mark.parametrize("name", ["recipe", "serial", "lot", "station", "seri%E9l"])
+def test_metadata_that_is_not_utf_8(server: Server, name: str) -> None:
+    url = f"/v1/inspections?recipe=r&{name}=part-{LATIN_1}"
+    answer = server.client.post(url, content=picture(1), headers={"content-type": "image/png"})
+    assert "UTF-8" in assert_problem(answer, 422, "invalid-request")["detail"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["/v1/inspections?serial={}", "/v1/quality?recipe={}", "/v1/models/{}", "/v1/reviews/queue?recipe=a&reviewer={}"],
+)
+def test_addresses_that_are_not_utf_8(sqlite_server: Server, url: str) -> None:
+    answer = sqlite_server.client.get(url.format(LATIN_1))
+    assert "UTF-8" in assert_problem(answer, 422, "invalid-request")["detail"]
+
+
+def test_a_form_field_that_is_not_utf_8(server: Server, add_recipe: MakeRecipe) -> None:
+    recipe = add_recipe(server)
+    part = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    image = part % (b"image", b'; filename="a.png"', picture(1))
+    body = part % (b"serial", b"", b"part-\xe9") + image + b"--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = server.client.post(f"/v1/inspections?recipe={recipe}", content=body, headers=headers)
+    assert "utf-8" in assert_problem(answer, 422, "bad-form")["detail"]
+
+
+def test_a_review_that_is_not_utf_8(server: Server) -> None:
+    url = "/v1/inspections/01a20413-ab57-7000-9c86-324ce9bb2b01/reviews"
+    answer = server.client.post(
+        url, content=b'{"label": "NG", "note": "\xe9"}', headers={"content-type": "application/json"}
+    )
+    assert_problem(answer, 400)
+
+
 def test_metadata_given_twice(server: Server) -> None:
     url = "/v1/inspections?recipe=r&serial=a&serial=b"
     assert_problem(server.client.post(url, content=picture(1), headers={"content-type": "image/png"}), 422)
@@ -227,6 +297,24 @@ def test_every_operation_documents_its_errors_as_problems(server: Server) -> Non
                 if int(status) >= 400:
                     schema = answer["content"]["application/problem+json"]["schema"]
                     assert schema == {"$ref": "#/components/schemas/Problem"}, (method, path, status)
+
+
+def test_letters_of_every_alphabet_are_kept(sqlite_server: Server, add_recipe: MakeRecipe) -> None:
+    serial = "é-部品-\U0001f600-\ufffd"
+    recipe = add_recipe(sqlite_server)
+    assert inspected(sqlite_server, recipe, picture(1), serial=serial)["serial"] == serial
+    form = sqlite_server.client.post(
+        "/v1/inspections",
+        data={"recipe": recipe, "serial": serial},
+        files={"image": ("é.png", picture(1), "image/png")},
+    )
+    assert form.json()["serial"] == serial
+    declared = b'--x\r\nContent-Disposition: form-data; name="serial"\r\n\r\n\xe9\r\n--x\r\n'
+    declared += b'Content-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + picture(1) + b"\r\n--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x; charset=latin-1"}
+    answer = sqlite_server.client.post(f"/v1/inspections?recipe={recipe}", content=declared, headers=headers)
+    assert answer.json()["serial"] == "é"
+    assert {item["serial"] for item in sqlite_server.inspections(recipe=recipe)} == {serial, "é"}
 
 
 def test_a_refused_request_does_not_hurt_the_next_on_the_same_connection(

@@ -7,15 +7,17 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
+from kizu.models.bundle import Bundle
 from kizu.service.inspections import repository
 from kizu.service.inspections.tables import Inspection
+from kizu.service.registry.tables import Model
 
 from .bundles import picture
 from .conftest import MakeRecipe, assert_problem, inspect, inspected
@@ -116,7 +118,8 @@ def test_the_next_start_clears_up_what_a_crash_left_half_done(
     (server.home / "blobs" / "tmp" / "half").write_bytes(b"orp")
     database = server.database()
     with database.writing() as session:
-        repository.reserve(session, "", "abandoned", "0" * 64, uuid4(), timedelta(hours=1))
+        long_ago = datetime(2000, 1, 1, tzinfo=UTC)
+        repository.reserve(session, "", "abandoned", "0" * 64, uuid4(), timedelta(hours=1), long_ago)
     database.close()
 
     server.kill()
@@ -138,6 +141,22 @@ def test_a_store_that_fails_is_said_and_leaves_no_row(sqlite_server: Server, add
     assert_problem(refused, 503, "storage-unavailable")
     assert sqlite_server.inspections(recipe=recipe) == []
     inspected(sqlite_server, recipe, picture(200, seed=4711), key=f"unlucky-{recipe}")
+
+
+def test_what_cannot_be_answered_is_not_kept(server: Server, recipe: str) -> None:
+    """The registered certificate is damaged in the database; the bundle on disk is not, so that it scores."""
+    database = server.database()
+    with database.writing() as session:
+        model = session.get_one(Model, server.models[recipe])
+        model.manifest = model.manifest | {"operating_point": {}}
+    blobs = server.blobs()
+    assert_problem(inspect(server, recipe, picture(200, seed=4712), key=f"damaged {recipe}"), 500, "internal-error")
+    assert server.inspections(recipe=recipe) == []
+    assert server.blobs() == blobs
+    with database.writing() as session:
+        manifest = Bundle.read(server.home / "models" / server.models[recipe]).manifest.model_dump(mode="json")
+        session.get_one(Model, server.models[recipe]).manifest = manifest
+    database.close()
 
 
 def test_two_processes_serve_the_same_data(new_server: Callable[..., Server], add_recipe: MakeRecipe) -> None:

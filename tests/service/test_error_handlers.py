@@ -70,6 +70,13 @@ ROWS: list[tuple[inference.InferenceError | UserError, int, str, str, dict[str, 
         "The image is 15×40 pixels; the recipe needs at least 16×17 pixels.",
         {},
     ),
+    (
+        inference.SeveralPagesError(),
+        422,
+        "several-pages",
+        "The TIFF has several pages, and an inspection scores one image. Send each page as an image of its own.",
+        {},
+    ),
     (inference.DamagedImageError("Cut off."), 422, "damaged-image", "Cut off.", {}),
     (
         registry.UnknownRecipeError("r"),

@@ -27,5 +27,5 @@ def test_a_picture_is_rendered_once_and_needs_the_stored_image(sqlite_server: Se
     (sqlite_server.home / "blobs" / key[:2] / key[2:4] / key).unlink()
     again = sqlite_server.client.get(url)
     assert (again.status_code, again.content) == (200, first.content)
-    assert_problem(sqlite_server.client.get(url, params={"overlay": True}), 500, "image-lost")
-    assert_problem(sqlite_server.client.get(inspection["links"]["image"]), 500, "image-lost")
+    assert_problem(sqlite_server.client.get(url, params={"overlay": True}), 410, "image-lost")
+    assert_problem(sqlite_server.client.get(inspection["links"]["image"]), 410, "image-lost")

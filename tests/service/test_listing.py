@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
+
+from kizu.service.identifiers import new_id
+from kizu.service.inspections import repository
+from kizu.service.inspections.schemas import Filters
+from kizu.service.inspections.tables import Inspection
+from kizu.service.storage import schema
+from kizu.service.storage.database import Database
 
 from .bundles import picture
-from .conftest import assert_problem, inspected
+from .conftest import assert_problem, fill, inspected
 from .processes import Server
 
 
@@ -49,6 +58,47 @@ def test_pages_are_stable_while_inspections_arrive(server: Server, recipe: str) 
         if cursor is None:
             break
     assert seen == before[::-1]
+
+
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        ({"serial": "serial-9"}, "ix_inspections_serial_id"),
+        ({"recipe": "r", "serial": "serial-9"}, "ix_inspections_serial_id"),
+        ({"recipe": "r", "serial": "nobody"}, "ix_inspections_serial_id"),
+        ({"recipe": "r", "lot": "lot-9"}, "ix_inspections_lot_id"),
+        ({"recipe": "r", "lot": "none"}, "ix_inspections_lot_id"),
+        ({"recipe": "r", "station": "none"}, "ix_inspections_station_id"),
+    ],
+    ids=str,
+)
+def test_a_page_is_found_by_its_narrowest_index(database: Database, filters: dict[str, str], index: str) -> None:
+    """Among many inspections of one recipe: what other parts have is not read."""
+    schema.upgrade(database)
+    copy_many(database, fill(database), 10_000)
+    asked: list[tuple[str, Any]] = []
+    sa.event.listen(database.engine, "before_cursor_execute", lambda *call: asked.append((call[2], call[3])))
+    with database.reading() as session:
+        found = repository.page(session, Filters.model_validate(filters), None, 101)
+        statement, parameters = asked[-1]
+        explain = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
+        plan = [row[-1] for row in session.connection().exec_driver_sql(explain + statement, parameters)]
+    assert any(index in step for step in plan), plan
+    assert len(found) == {"serial-9": 1, "lot-9": 100}.get(filters.get("serial") or filters.get("lot") or "", 0)
+
+
+def copy_many(database: Database, inspection: Inspection, count: int) -> None:
+    """Copies of an inspection with serials of their own, a hundred in each lot."""
+    copies = [
+        {column.key: getattr(inspection, column.key) for column in sa.inspect(Inspection).column_attrs}
+        | {"id": new_id(), "serial": f"serial-{i}", "lot": f"lot-{i // 100}", "station": "AOI-1"}
+        for i in range(count)
+    ]
+    with database.writing() as session:
+        session.execute(sa.insert(Inspection), copies)
+    if not database.is_sqlite:
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ANALYZE inspections")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from kizu.models.rates import Rate, clopper_pearson_upper
+from kizu.service.inspections.span import Span
+from kizu.service.quality import repository
+from kizu.service.storage import schema
+from kizu.service.storage.database import Database
 
 from .bundles import picture
-from .conftest import MakeRecipe, assert_problem, inspected, upload
+from .conftest import MakeRecipe, assert_problem, fill, inspected, upload
 from .processes import Server
 
 
@@ -18,6 +25,61 @@ def quality(server: Server, recipe: str, **parameters: str) -> dict:
 def label(server: Server, inspection: dict, label: str, reviewer: str | None = None) -> None:
     review = {"label": label, "reviewer": reviewer}
     assert server.client.post(inspection["links"]["reviews"], json=review).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("zone", "received", "days"),
+    [
+        ("UTC", ["2026-03-01T23:59:59Z", "2026-03-02T00:00:00Z"], ["2026-03-01", "2026-03-02"]),
+        ("Asia/Tokyo", ["2026-03-01T14:59:59.999Z", "2026-03-01T15:00:00Z"], ["2026-03-01", "2026-03-02"]),
+        ("America/St_Johns", ["2026-03-01T03:29:59Z", "2026-03-01T03:30:00Z"], ["2026-02-28", "2026-03-01"]),
+        # Summer time ends in Berlin: that day has 25 hours.
+        ("Europe/Berlin", ["2026-10-24T22:00:00Z", "2026-10-25T22:59:59Z"], ["2026-10-25"]),
+        ("Europe/Berlin", ["2026-10-24T21:59:59Z", "2026-10-25T23:00:00Z"], ["2026-10-24", "2026-10-26"]),
+    ],
+)
+def test_days_begin_in_the_plants_time_zone(
+    database: Database, zone: str, received: list[str], days: list[str]
+) -> None:
+    schema.upgrade(database)
+    for moment in received:
+        fill(database, at=datetime.fromisoformat(moment))
+    with database.reading() as session:
+        cells = repository.cells(session, "r", Span(), "day", zone)
+    assert sorted({cell.key for cell in cells}, key=str) == days
+    assert sorted({cell.day for cell in cells}, key=str) == days
+
+
+def test_a_span_of_capture(server: Server, recipe: str) -> None:
+    for hour in ("06", "07", "08"):
+        inspected(server, recipe, picture(200), lot="L", captured_at=f"2026-03-01T{hour}:00:00+09:00")
+    inspected(server, recipe, picture(200))
+
+    def found(**span: str) -> tuple[int, int]:
+        report = quality(server, recipe, **span)
+        return len(server.inspections(recipe=recipe, **span)), report["inspected"]
+
+    assert found() == (4, 4)
+    assert found(captured_since="2026-02-28T22:00:00Z") == (2, 2)
+    assert found(captured_until="2026-02-28T22:00:00Z") == (1, 1)
+    assert found(captured_since="2026-03-01T07:00:00+09:00", captured_until="2026-03-01T08:00:00+09:00") == (1, 1)
+    assert found(captured_since="2026-03-01T07:00:00+09:00", until="2026-03-01T08:00:00+09:00") == (0, 0)
+    report = quality(server, recipe, captured_since="2026-03-01T07:00:00+09:00")
+    assert (report["captured_since"], report["captured_until"]) == ("2026-02-28T22:00:00Z", None)
+    span = {"captured_since": "2026-03-01T08:00:00Z", "captured_until": "2026-03-01T07:00:00Z"}
+    assert_problem(server.client.get("/v1/quality", params={"recipe": recipe, **span}), 422, "invalid-request")
+
+
+def test_the_service_reports_days_of_its_setting(new_server: Callable[..., Server], add_recipe: MakeRecipe) -> None:
+    # The zone is 14 hours ahead of UTC, or 12 behind it: in one of them it is another day now.
+    zone, ahead = ("Pacific/Kiritimati", 14) if datetime.now(UTC).hour >= 10 else ("Etc/GMT+12", -12)
+    server = new_server(time_zone=zone).start()
+    recipe = add_recipe(server)
+    inspection = inspected(server, recipe, picture(200))
+    report = quality(server, recipe, group_by="day")
+    day = (datetime.fromisoformat(inspection["received_at"]) + timedelta(hours=ahead)).date().isoformat()
+    assert day != inspection["received_at"][:10]
+    assert (report["time_zone"], [group["key"] for group in report["groups"]]) == (zone, [day])
 
 
 def test_figures_over_http(server: Server, add_recipe: MakeRecipe) -> None:

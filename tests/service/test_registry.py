@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import resource
 import stat
 import threading
 import time
@@ -118,15 +120,63 @@ def link() -> bytes:
         archive(**{"evil.py": b"x"}),
         archive(**{"model.onnx": b"x"}),
         archive(**{"model.onnx": b"x", "bundle.json": b"{}"}),
+        archive(**{"model.onnx": b"x", "bundle.json": b"[" * 100_000}),
+        archive(**{"model.onnx": b"x", "bundle.json": b'{"schema_version": 2, "a": ' + b'{"a": ' * 100_000}),
         link(),
     ],
-    ids=["empty", "no zip", "dots", "absolute", "deep", "two folders", "other file", "lacks one", "no bundle", "link"],
+    ids=[
+        "empty",
+        "no zip",
+        "dots",
+        "absolute",
+        "deep",
+        "two folders",
+        "other file",
+        "lacks one",
+        "no bundle",
+        "nested",
+        "nested maps",
+        "link",
+    ],
 )
 def test_archives_that_are_no_bundle(sqlite_server: Server, content: bytes) -> None:
     models = sqlite_server.client.get("/v1/models").json()
-    assert_problem(send(sqlite_server, content), 422)
+    answer = assert_problem(send(sqlite_server, content), 422)
+    assert str(sqlite_server.home) not in answer["detail"]
+    assert answer["detail"].count(". ") >= 1, "it has a remedy"
     assert sqlite_server.client.get("/v1/models").json() == models
     assert not list((sqlite_server.home / "models").glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["", " padded", "two\nlines", "x" * 129])
+def test_a_bundle_of_a_recipe_that_nobody_can_ask_for(sqlite_server: Server, tmp_path: Path, name: str) -> None:
+    make_bundle(tmp_path / "b", name)
+    content = assert_problem(send(sqlite_server, zipped(tmp_path / "b")), 422, "unusable-bundle")
+    assert "recipe" in content["detail"]
+
+
+@pytest.mark.parametrize("content", [os.urandom(600_000), bytes(5_000_000)], ids=["sent", "extracted"])
+def test_no_room_for_a_bundle(new_server: Callable[..., Server], content: bytes) -> None:
+    """The process may write files of 400 kB, as if the disk had no more room."""
+    server = new_server().start()
+    assert server.process is not None
+    before = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (400_000, before[1]))
+    answer = assert_problem(send(server, archive(**{"model.onnx": content})), 507, "insufficient-storage")
+    assert "Free space" in answer["detail"]
+    assert str(server.home) not in answer["detail"]
+    assert not list((server.home / "models").iterdir())
+
+
+def test_a_folder_of_models_that_cannot_be_written(new_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = new_server().start()
+    make_bundle(tmp_path / "b", "boards")
+    (server.home / "models").touch()
+    answer = send(server, zipped(tmp_path / "b"))
+    assert str(server.home) not in assert_problem(answer, 503, "storage-unavailable")["detail"]
+    assert answer.headers["retry-after"]
+    (server.home / "models").unlink()
+    assert send(server, zipped(tmp_path / "b")).status_code == 201
 
 
 def test_a_bundle_in_one_folder_of_the_archive_is_fine(sqlite_server: Server, tmp_path: Path) -> None:
@@ -195,11 +245,12 @@ def test_a_bundle_tampered_with_after_it_was_added_is_refused_at_load(
     server.start()
     for recipe, inspection in inspections.items():
         problem = assert_problem(inspect(server, recipe, picture(1)), 503, "model-unusable")
-        assert str(kept(server, recipe)) in problem["detail"]
+        assert str(server.home) not in problem["detail"]
+        assert str(kept(server, recipe)) in server.log()
         assert len(server.inspections(recipe=recipe)) == 1
         assert_problem(server.client.get(inspection["links"]["heatmap"]), 503, "model-unusable")
     assert "fingerprint" in assert_problem(inspect(server, swapped, picture(1)), 503)["detail"]
-    assert_problem(server.client.get("/readyz"), 503, "no-usable-model")
+    assert str(server.home) not in assert_problem(server.client.get("/readyz"), 503, "no-usable-model")["detail"]
     assert server.client.get("/healthz").status_code == 200
 
     # Adding the bundle again repairs it, and other recipes' damage does not touch it.
@@ -210,6 +261,52 @@ def test_a_bundle_tampered_with_after_it_was_added_is_refused_at_load(
     assert ready.status_code == 200
     states = {recipe["recipe"]: recipe["state"] for recipe in ready.json()["recipes"]}
     assert states == dict.fromkeys(inspections, "unusable") | {repaired: "loaded"}
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_a_champion_that_is_altered_stops_deciding_and_cannot_be_promoted(
+    new_server: Callable[..., Server], add_recipe: MakeRecipe, tmp_path: Path, name: str
+) -> None:
+    server = new_server().start()
+    recipe, other = add_recipe(server), add_recipe(server)
+    inspected(server, recipe, picture(1))
+    TAMPERINGS[name](kept(server, recipe))
+    promoted = server.client.post(f"/v1/models/{server.models[recipe]}/promote")
+    assert_problem(promoted, 503, "model-unusable")
+    assert str(server.home) not in promoted.text
+    assert_problem(inspect(server, recipe, picture(1)), 503, "model-unusable")
+    inspected(server, other, picture(1))
+    # Added again, it decides again.
+    upload(server, tmp_path / recipe)
+    inspected(server, recipe, picture(1))
+
+    TAMPERINGS[name](kept(server, recipe))
+    end = time.monotonic() + 10
+    while (answer := inspect(server, recipe, picture(1))).status_code == 201:
+        assert time.monotonic() < end, "it was never noticed"
+        time.sleep(0.2)
+    assert_problem(answer, 503, "model-unusable")
+    inspected(server, other, picture(1))
+
+
+def test_a_champion_whose_files_are_written_again_unchanged_decides_on(
+    new_server: Callable[..., Server], add_recipe: MakeRecipe
+) -> None:
+    server = new_server().start()
+    recipe = add_recipe(server)
+    inspected(server, recipe, picture(1))
+    for path in kept(server, recipe).iterdir():
+        path.write_bytes(path.read_bytes())
+    folder = kept(server, recipe)
+    for _ in range(10):
+        time.sleep(0.25)
+        inspected(server, recipe, picture(1))
+    # An unmounted folder is no reason to stop the line.
+    folder.rename(server.home / "away")
+    for _ in range(10):
+        time.sleep(0.25)
+        inspected(server, recipe, picture(1))
+    assert_problem(server.client.post(f"/v1/models/{server.models[recipe]}/promote"), 503, "model-unusable")
 
 
 def kept(server: Server, recipe: str) -> Path:

@@ -2,15 +2,23 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from kizu.service.identifiers import new_id
+from kizu.service.inspections.audit import AuditSampler
 from kizu.service.inspections.order import as_share, place_of
+from kizu.service.registry.tables import Model
+from kizu.service.reviews import service
 from kizu.service.reviews.agreement import Agreement, agreement
+from kizu.service.reviews.schemas import NewReview
+from kizu.service.storage import schema
+from kizu.service.storage.database import Database
 
-from .bundles import picture
-from .conftest import MakeRecipe, assert_problem, inspected
+from .bundles import make_bundle, picture
+from .conftest import MakeRecipe, assert_problem, fill, inspected
 from .processes import Server
 
 
@@ -24,6 +32,28 @@ def queue(server: Server, recipe: str, **parameters: str) -> dict:
     answer = server.client.get("/v1/reviews/queue", params={"recipe": recipe, **parameters})
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+def test_an_inspection_and_its_reviews_are_read_at_one_moment(database: Database, tmp_path: Path) -> None:
+    schema.upgrade(database)
+    inspection = fill(database)
+    with database.writing() as session:
+        manifest = make_bundle(tmp_path / "bundle").manifest.model_dump(mode="json")
+        session.get_one(Model, inspection.model_id).manifest = manifest
+    sampler = AuditSampler(b"key", 0.0)
+    service.add(database, sampler, inspection.id, NewReview(label="OK"))
+
+    to_come = ["NG"]
+
+    def review_between(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "FROM inspections" in statement and to_come:
+            service.add(database, sampler, inspection.id, NewReview(label=to_come.pop()))  # type: ignore[arg-type]
+
+    sa.event.listen(database.engine, "after_cursor_execute", review_between)
+    seen = service.detail(database, inspection.id)
+    assert (seen.label, [review.label for review in seen.reviews]) == ("OK", ["OK"])
+    seen = service.detail(database, inspection.id)
+    assert (seen.label, [review.label for review in seen.reviews]) == ("NG", ["OK", "NG"])
 
 
 def test_reviews_add_up_and_the_latest_counts(server: Server, recipe: str) -> None:

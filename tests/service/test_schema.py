@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,53 +13,12 @@ import kizu.service.app  # noqa: F401 - loads the tables of every noun
 from kizu.errors import UserError
 from kizu.service.identifiers import new_id
 from kizu.service.inspections.tables import Inspection
-from kizu.service.registry import repository
-from kizu.service.registry.tables import Model
 from kizu.service.reviews.tables import Review
 from kizu.service.storage import schema
 from kizu.service.storage.database import Base, Database
 
-from .processes import Server, postgres_database
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """An empty database."""
-    if request.param == "sqlite":
-        database = Database(f"sqlite:///{tmp_path}/kizu.db")
-        yield database
-        database.close()
-    else:
-        with postgres_database() as url:
-            database = Database(url.replace("postgresql://", "postgresql+psycopg://"))
-            yield database
-            database.close()
-
-
-def fill(database: Database) -> Inspection:
-    """A recipe, a model and an inspection."""
-    now = datetime.now(UTC)
-    with database.writing() as session:
-        repository.ensure_recipe(session, "r")
-        session.add(Model(id="m", recipe="r", number=1, fingerprint="f", manifest={"a": 1}, created_at=now))
-        session.flush()
-        inspection = Inspection(
-            id=new_id(),
-            recipe="r",
-            model_id="m",
-            verdict="NG",
-            score=0.1 + 0.2,
-            threshold=0.3,
-            received_at=now,
-            image_sha256="0" * 64,
-            image_bytes=1,
-            width=1,
-            height=1,
-            media_type="image/png",
-            audited=False,
-        )
-        session.add(inspection)
-    return inspection
+from .conftest import fill
+from .processes import Server
 
 
 def test_migrations_lead_to_what_the_code_expects(database: Database) -> None:
@@ -99,6 +58,24 @@ def test_passes_found_ng_before_second_reviews_need_one(database: Database) -> N
     with database.reading() as session:
         kept = session.get_one(Inspection, inspection.id)
         assert (kept.label, kept.confirmed, kept.again) == ("NG", None, True)
+
+
+def test_times_of_capture_that_the_api_does_not_take_are_forgotten(database: Database) -> None:
+    schema.upgrade(database)
+    stored = {
+        datetime(1969, 12, 31, 15, 0, 7, tzinfo=UTC): None,
+        datetime(9001, 1, 1, 9, tzinfo=UTC): None,
+        (first := datetime(1970, 1, 1, tzinfo=UTC)): first,
+        (last := datetime(9000, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)): last,
+    }
+    schema.downgrade(database, "0003")
+    ids = {moment: fill(database, captured_at=moment).id for moment in stored}
+    schema.upgrade(database)
+    schema.downgrade(database, "0003")
+    schema.upgrade(database)
+    with database.reading() as session:
+        kept = {moment: session.get_one(Inspection, ids[moment]).captured_at for moment in stored}
+    assert kept == stored
 
 
 def test_a_newer_schema_is_refused_and_left_alone(database: Database) -> None:

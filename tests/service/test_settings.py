@@ -13,5 +13,9 @@ def test_settings_need_nothing_and_say_what_is_wrong(monkeypatch: pytest.MonkeyP
     assert Settings().resolved_database_url().endswith("/var/kizu.db")
     assert Settings(database_url="postgresql://u@h/d").resolved_database_url() == "postgresql+psycopg://u@h/d"
     assert Settings(blob_url="file:///srv/blobs").blob_dir() == Path("/srv/blobs")
+    assert Settings(time_zone="Asia/Tokyo").time_zone == "Asia/Tokyo"
+    for name in ("Mars/Olympus", "", "../etc/passwd", "/etc/localtime"):
+        with pytest.raises(ValueError, match="no time zone"):
+            Settings(time_zone=name)
     with pytest.raises(UserError, match="not supported"):
         Settings(blob_url="s3://bucket").blob_dir()

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 from fastapi import FastAPI
@@ -27,19 +28,25 @@ from kizu.service.inspections.admission import Admission
 from kizu.service.inspections.audit import AuditSampler
 from kizu.service.inspections.heatmap_service import HeatmapService
 from kizu.service.inspections.images import StoredImages
+from kizu.service.inspections.reservations import Reservations
 from kizu.service.inspections.service import InspectionService
 from kizu.service.quality import endpoints as quality_endpoints
 from kizu.service.registry import endpoints as registry_endpoints
 from kizu.service.registry.service import remove_leftovers
 from kizu.service.registry.serving import ServingRegistry
+from kizu.service.request_log import RequestLogMiddleware
 from kizu.service.reviews import endpoints as review_endpoints
 from kizu.service.settings import MIB, Settings
 from kizu.service.storage import schema
 from kizu.service.storage.blobs import LocalBlobStore
 from kizu.service.storage.database import Database
+from kizu.service.storage.probes import StoreProbes
 from kizu.service.storage.secrets import secret
 from kizu.service.storage.writer import GroupCommitWriter
+from kizu.service.text_encoding import Utf8Middleware
 from kizu.version import __version__
+
+LEASE_BEYOND_DEADLINE_S = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +82,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ("POST", "/v1/models"): settings.max_bundle_bytes,
     }
     app.add_middleware(BodyLimitMiddleware, limit_of=lambda method, path: limits.get((method, path), MIB))
+    app.add_middleware(Utf8Middleware)
+    app.add_middleware(RequestLogMiddleware)
     error_handlers.install(app)
     for endpoints in (
         inspection_endpoints,
@@ -102,7 +111,11 @@ async def _running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         admission = Admission(settings.queue_size, settings.max_pending_bytes)
         audit_key = await asyncio.to_thread(secret, database, "audit")
         audit = AuditSampler(audit_key, settings.audit_rate, settings.recheck_rate)
-        inspections = InspectionService(settings, database, writer, blobs, runtime, admission, audit)
+        lease = timedelta(seconds=settings.request_deadline_s + LEASE_BEYOND_DEADLINE_S)
+        lifetime = timedelta(hours=settings.idempotency_key_hours)
+        reservations = Reservations(database, writer, lease, lifetime)
+        probes = StoreProbes(writer, blobs)
+        inspections = InspectionService(settings, writer, reservations, blobs, probes, runtime, admission, audit)
         images = StoredImages(blobs)
         heatmaps = HeatmapService(
             database,
@@ -114,11 +127,13 @@ async def _running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         )
         await runtime.preload()
         registry = ServingRegistry(database, settings, runtime)
-        provide(app, settings, database, runtime, admission, audit, inspections, images, heatmaps, registry)
+        provide(app, settings, database, probes, runtime, admission, audit, inspections, images, heatmaps, registry)
         try:
             yield
         finally:
             await runtime.close()
+            probes.close()
+            await reservations.close()
             inspections.close()
             await asyncio.to_thread(writer.close)
             lock.release()

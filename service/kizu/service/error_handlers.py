@@ -41,6 +41,7 @@ _INFERENCE_ERRORS: dict[type[inference.InferenceError], tuple[int, str, str | No
     inference.UnsupportedMediaTypeError: (415, "unsupported-media-type", f"Send {', '.join(MEDIA_TYPES.values())}."),
     inference.MediaTypeMismatchError: (415, "media-type-mismatch", None),
     inference.EmptyImageError: (422, "empty-image", None),
+    inference.SeveralPagesError: (422, "several-pages", "Send each page as an image of its own."),
     inference.DamagedImageError: (422, "damaged-image", None),
     inference.ImageTooSmallError: (422, "image-too-small", None),
     inference.ModelUnusableError: (
@@ -129,6 +130,8 @@ async def _database_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    # Starlette raises it again behind this answer, and uvicorn logs it with its traceback.
+    # Starlette raises it again behind this answer, and uvicorn logs it with its traceback and closes the connection:
+    # said, so that no client sends its next request into it.
     del error
-    return render(request, 500, "internal-error", "An unexpected fault of the service; its log says more.")
+    detail = "An unexpected fault of the service; its log says more."
+    return render(request, 500, "internal-error", detail, {"Connection": "close"})

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, PlainSerializer
 
 _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d[T ]")
+_OUT_OF_RANGE = "must lie between the years 1970 and 9000 in UTC; is the clock set that it comes from?"
 _UNESCAPED_PLUS = re.compile(r"(T\d\d:\d\d[\d:.]*) (\d\d:?\d\d)$")
 
 
@@ -42,9 +43,18 @@ def _iso(value: Any) -> Any:
 
 
 def _utc(moment: datetime) -> datetime:
-    if not 1970 <= moment.year <= 9000:
-        raise ValueError("must lie between the years 1970 and 9000")
-    return moment.astimezone(UTC)
+    # Converted first: the first hours of 1970 in Tokyo are 1969 in UTC, and that is what is stored and shown.
+    try:
+        utc = moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(_OUT_OF_RANGE) from error
+    if not 1970 <= utc.year <= 9000:
+        raise ValueError(_OUT_OF_RANGE)
+    return utc
+
+
+def _zulu(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 Name = Annotated[
@@ -62,6 +72,9 @@ Moment = Annotated[
     AwareDatetime,
     BeforeValidator(_iso),
     AfterValidator(_utc),
-    PlainSerializer(lambda moment: moment.astimezone(UTC).isoformat().replace("+00:00", "Z"), return_type=str),
+    PlainSerializer(_zulu, return_type=str),
 ]
-"""ISO 8601 with an offset; UTC inside and in answers."""
+"""A time that somebody sends: ISO 8601 with an offset, of the years 1970 to 9000 in UTC; UTC inside."""
+
+StoredMoment = Annotated[datetime, PlainSerializer(_zulu, return_type=str)]
+"""A time in an answer: ISO 8601 in UTC. What is stored is shown, and never refused."""

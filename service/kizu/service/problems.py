@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from kizu.errors import UserError
+from kizu.service.request_log import REQUEST_ID
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -26,6 +27,8 @@ class ProblemDetails(BaseModel):
     status: int
     detail: str
     instance: str
+    request_id: str | None = None
+    """Of the header `X-Request-ID`; the log names it too."""
 
 
 class Problem(UserError):  # noqa: N818 - the RFC's word
@@ -74,6 +77,8 @@ def render(
     extra: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
     """Return a problem as a response."""
+    request_id = getattr(request.state, "request_id", None)
+    request.state.problem = kind
     title = kind.replace("-", " ").capitalize() if kind else http.HTTPStatus(status).phrase
     content = {
         **(extra or {}),
@@ -83,4 +88,8 @@ def render(
         "detail": detail,
         "instance": request.url.path,
     }
-    return JSONResponse(content, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+    given = dict(headers or {})
+    if request_id is not None:
+        content["request_id"] = request_id
+        given[REQUEST_ID] = request_id
+    return JSONResponse(content, status, headers=given, media_type=MEDIA_TYPE)

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from kizu.errors import UserError
 from kizu.service.app import create_app
+from kizu.service.request_log import RequestIdFilter
 from kizu.service.settings import Settings
 from kizu.service.storage import schema
 from kizu.service.storage.database import Database
@@ -87,6 +88,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RequestIdFilter())
     for chatty in ("alembic", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from kizu.errors import UserError
@@ -60,10 +61,25 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(default=30.0, gt=0)
     """For the body to arrive; later is answered 408."""
 
+    idempotency_key_hours: float = Field(default=168.0, gt=0)
+    """How long an Idempotency-Key is remembered after its inspection; later it counts as a new one."""
+
+    time_zone: str = "UTC"
+    """IANA name of the plant's time zone, in which its days begin: `Asia/Tokyo`."""
+
     audit_rate: float = Field(default=0.02, ge=0, le=1)
     """Probability with which a passed inspection becomes an audit sample."""
     recheck_rate: float = Field(default=0.5, ge=0, le=1)
     """Probability with which an audit sample that was found OK is reviewed again by somebody else."""
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_time_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"{name!r} is no time zone of the IANA database, such as Europe/Berlin") from error
+        return name
 
     def resolved_database_url(self) -> str:
         """Return the SQLAlchemy URL; plain `postgresql://` means psycopg 3."""

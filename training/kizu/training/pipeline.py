@@ -18,13 +18,12 @@ from pathlib import Path
 
 import torch
 from rich.markup import escape
-from torch import nn
 
 from kizu.errors import Faults, UserError
 from kizu.models.bundle import Bundle, DatasetReference, new_manifest, write_bundle
 from kizu.models.calibration import CalibrationScore, CalibrationScores
-from kizu.models.ensemble import Ensemble, RankScale
 from kizu.models.inspector import Inspector
+from kizu.training.combination import combined
 from kizu.training.data.labelled import defect_classes
 from kizu.training.data.manifest import OK, Manifest
 from kizu.training.data.masks import check_located, check_mask_sizes
@@ -34,10 +33,9 @@ from kizu.training.detectors import create_detector
 from kizu.training.detectors.method import DetectorMethod
 from kizu.training.evaluation.detection import compute_metrics
 from kizu.training.evaluation.evaluate import build_report, score_with_pixels
-from kizu.training.evaluation.scoring import Scored, score_rows, write_scores
+from kizu.training.evaluation.scoring import Scored, write_scores
 from kizu.training.evaluation.summary import summary_table
 from kizu.training.execution import Execution
-from kizu.training.export import torch_scorer
 from kizu.training.generators import check_options
 from kizu.training.loop import LoopSettings, TrainingLoop
 from kizu.training.parallel import Processes
@@ -252,24 +250,10 @@ def _with_weights_found(section: DetectorSection, recipe_dir: Path) -> DetectorS
     return section.model_copy(update={"options": {**section.options, "weights": str(recipe_dir / path)}})
 
 
-def _detector(run: Run, members: list[DetectorMethod], log: RunLog) -> nn.Module:
-    """Return the one detector, or an ensemble that scores by ranks among OK that none of its members trained on."""
-    if len(members) == 1:
-        return members[0].detector()
-    geometry = run.recipe.image.geometry
-    scales = []
-    for index, method in enumerate(members):
-        score = torch_scorer(Inspector(method.detector(), geometry))
-        with log.bar(f"ranking by detector {index + 1}", len(run.ranking)) as advance:
-            scored = score_rows(score, geometry, run.manifest, run.ranking, progress=advance)
-        scales.append(RankScale.fitted(scored.ok))
-    return Ensemble([method.detector() for method in members], scales, run.recipe.combine)
-
-
 def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, notes: list[str], log: RunLog) -> Bundle:
     geometry = run.recipe.image.geometry
     rows_to_calibrate = run.calibration(ng_unseen=not any(method.learns_from_ng for method in members))
-    graph = graph_to_ship(run, Inspector(_detector(run, members, log), geometry), rows_to_calibrate, log)
+    graph = graph_to_ship(run, Inspector(combined(run, members, log), geometry), rows_to_calibrate, log)
     rows = [row for row in run.splits.test if row.label]  # none is synthetic: those are always in train
     with log.bar("testing", len(rows)) as advance:
         scored, pixels = score_with_pixels(graph.session.score, geometry, run.manifest, rows, progress=advance)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+from dataclasses import asdict
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from kizu.errors import UserError
@@ -14,7 +14,7 @@ from kizu.service.inference.errors import InferenceError
 from kizu.service.inference.runtime import Runtime
 from kizu.service.problems import Problem, responses
 from kizu.service.storage import schema
-from kizu.service.storage.database import Database
+from kizu.service.storage.probes import StoreProbes
 from kizu.version import __version__
 
 router = APIRouter(tags=["health"])
@@ -51,26 +51,39 @@ async def get_health() -> Health:
     return Health()
 
 
-@router.get("/readyz", summary="Can it serve?", responses=responses(503))
+@router.get("/readyz", summary="Can it serve?", responses=responses(422, 503))
 async def get_readiness(
     request: Request,
-    database: Annotated[Database, injected(Database)],
+    probes: Annotated[StoreProbes, injected(StoreProbes)],
     runtime: Annotated[Runtime, injected(Runtime)],
+    models: Annotated[
+        bool, Query(description="False: ready without a usable champion too, so that a proxy lets a model in.")
+    ] = True,
 ) -> Readiness:
-    """Return 200 while inspections can be served; 503 while draining, without database, or with no usable champion.
+    """Return 200 while inspections can be served: database and image store can be written, and a champion scores.
 
-    Recipes whose champion is unusable are listed with the reason; the others are not affected.
+    503 otherwise, and while draining. Recipes whose champion is unusable are listed with the reason; the others are not
+    affected. The stores are probed at most once a second, and answer within two seconds or count as failing.
     """
     if request.app.state.draining:
         raise Problem(503, "draining", "The service is shutting down; what it has begun it will finish.")
-    version = await asyncio.to_thread(schema.current, database)
-    if version != schema.head():
-        raise Problem(503, "schema-mismatch", f"The database has schema {version}, not {schema.head()}.")
+    failures = await probes.failures()
+    if failures:
+        detail = " ".join(failure.problem for failure in failures)
+        raise Problem(503, failures[0].kind, detail, extra={"stores": [asdict(failure) for failure in failures]})
     recipes = [await _state(runtime, *item) for item in sorted((await runtime.champions()).items())]
-    if any(recipe.state == "unusable" for recipe in recipes) and all(r.state != "loaded" for r in recipes):
-        problems = " ".join(recipe.problem for recipe in recipes if recipe.problem)
-        raise Problem(503, "no-usable-model", problems, extra={"recipes": [r.model_dump() for r in recipes]})
-    return Readiness(schema_version=version, recipes=recipes)
+    if models and all(recipe.state != "loaded" for recipe in recipes):
+        raise _no_model(recipes)
+    return Readiness(schema_version=schema.head(), recipes=recipes)
+
+
+def _no_model(recipes: list[RecipeState]) -> Problem:
+    extra = {"recipes": [recipe.model_dump() for recipe in recipes]}
+    problems = " ".join(recipe.problem for recipe in recipes if recipe.problem)
+    if problems:
+        return Problem(503, "no-usable-model", problems, extra=extra)
+    remedy = "Add a model and promote it: kizu models add BUNDLE --promote."
+    return Problem(503, "no-champion", "No recipe has a champion, so nothing can be inspected.", remedy, extra=extra)
 
 
 async def _state(runtime: Runtime, recipe: str, champion: str | None) -> RecipeState:

@@ -3,14 +3,19 @@
 Notable here:
 - The bytes decide what a file is; a declared content type must agree with them.
 - Size is judged from the header, before a pixel is decoded.
+- A TIFF with several pages is refused: whoever sends one expects more than the first page to be scored.
 """
 
 from __future__ import annotations
 
+import io
+import struct
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from kizu.models.bundle import InputGeometry
 from kizu.models.decode import MEDIA_TYPES, ImageError, TooManyPixelsError, decode, read_header
@@ -20,6 +25,7 @@ from kizu.service.inference.errors import (
     ImageTooLargeError,
     ImageTooSmallError,
     MediaTypeMismatchError,
+    SeveralPagesError,
     UnsupportedMediaTypeError,
 )
 
@@ -42,6 +48,11 @@ _MAGIC = (
     (b"II+\0", "image/tiff"),
     (b"MM\0+", "image/tiff"),
 )
+
+
+_NEW_SUBFILE_TYPE = 254
+_REDUCED_OR_MASK = 0b101
+_MOST_DIRECTORIES = 16
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,7 @@ def inspect_header(data: bytes, media_type: str, max_pixels: int) -> ImageHeader
         UnsupportedMediaTypeError: not a supported format.
         MediaTypeMismatchError: not the declared format.
         ImageTooLargeError: more than `max_pixels`.
+        SeveralPagesError: a TIFF whose further pages are neither thumbnails nor masks.
         DamagedImageError: the header cannot be read.
     """
     if not data:
@@ -96,7 +108,27 @@ def inspect_header(data: bytes, media_type: str, max_pixels: int) -> ImageHeader
         raise ImageTooLargeError(f"The image is too large: {error}.") from error
     except ImageError as error:
         raise _damaged(error) from error
+    if found == "image/tiff" and _has_further_pages(data):
+        raise SeveralPagesError
     return ImageHeader(found, header.width, header.height)
+
+
+def _has_further_pages(data: bytes) -> bool:
+    """Return True if a TIFF has more than its first page; thumbnails and transparency masks do not count."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+            warnings.simplefilter("ignore")
+            for index in range(_MOST_DIRECTORIES):
+                image.seek(index)
+                tags = getattr(image, "tag_v2", {})
+                if index and not int(tags.get(_NEW_SUBFILE_TYPE, 0)) & _REDUCED_OR_MASK:
+                    return True
+            return True
+    except EOFError:
+        return False
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
+        # A further directory that cannot be read is no page; the first one was read before.
+        return False
 
 
 def check_size(header: ImageHeader, geometry: InputGeometry) -> None:

@@ -66,6 +66,13 @@ class MediaTypeMismatchError(InferenceError):
         self.found = found
 
 
+class SeveralPagesError(InferenceError):
+    """An image file with more than one page."""
+
+    def __init__(self) -> None:
+        super().__init__("The TIFF has several pages, and an inspection scores one image.")
+
+
 class ImageTooLargeError(InferenceError):
     """An image with more pixels than allowed."""
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from kizu.service.dependencies import injected
@@ -55,9 +54,9 @@ async def create_inspection(
     """
     with admission.request() as admitted:
         submission = await read_submission(request, admitted, settings.body_timeout_s)
-        view, replayed = await inspections.inspect(submission)
-    headers = {"Location": view.links.self} | ({"Idempotent-Replay": "true"} if replayed else {})
-    return JSONResponse(view.model_dump(mode="json"), 201, headers)
+        answer = await inspections.inspect(submission)
+    headers = {"Location": answer.location} | ({"Idempotent-Replay": "true"} if answer.replayed else {})
+    return Response(answer.body, 201, headers, media_type="application/json")
 
 
 @router.get("", summary="List inspections, newest first", responses=responses(422))
@@ -72,7 +71,7 @@ def list_inspections(
     "/{inspection_id}/image",
     summary="The image as it was sent",
     response_class=Response,
-    responses={200: {"content": {"image/*": {}}, "description": "The very bytes."}, **responses(404, 422)},
+    responses={200: {"content": {"image/*": {}}, "description": "The very bytes."}, **responses(404, 410, 422, 503)},
 )
 def get_image(
     request: Request,
@@ -96,7 +95,7 @@ def get_image(
     "/{inspection_id}/heatmap",
     summary="Where the model saw something",
     response_class=Response,
-    responses={**_PNG, **responses(404, 422, 429, 503)},
+    responses={**_PNG, **responses(404, 410, 413, 422, 429, 500, 503)},
 )
 async def get_heatmap(
     heatmaps: Annotated[HeatmapService, injected(HeatmapService)], inspection_id: UUID, overlay: bool = False

@@ -69,7 +69,7 @@ class HeatmapService:
         """Return an inspection's heatmap, alone or as an overlay on the image.
 
         Raises:
-            Problem: 404 no such inspection, 500 its image is lost.
+            Problem: 404 no such inspection, 410 its image was removed, 503 the image store cannot be read.
             InferenceError: the image cannot be scored.
         """
         key = (inspection_id, overlay)

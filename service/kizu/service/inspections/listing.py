@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from sqlalchemy.orm import Session
+
 from kizu.service.inspections import repository
 from kizu.service.inspections.schemas import Filters, InspectionSummary
 from kizu.service.inspections.tables import Inspection
@@ -28,7 +30,12 @@ def page(database: Database, filters: Filters, before: UUID | None, limit: int) 
 def find(database: Database, inspection_id: UUID) -> tuple[Inspection, Model]:
     """Return an inspection with its model; raises a 404 Problem."""
     with database.reading() as session:
-        found = repository.get(session, inspection_id)
+        return find_in(session, inspection_id)
+
+
+def find_in(session: Session, inspection_id: UUID) -> tuple[Inspection, Model]:
+    """Return an inspection with its model, as a transaction sees them; raises a 404 Problem."""
+    found = repository.get(session, inspection_id)
     if found is None:
         raise unknown_inspection(inspection_id)
     return found

@@ -101,11 +101,23 @@ async def _read_body(request: Request, admitted: AdmittedRequest, timeout: float
     return b"".join(chunks)
 
 
+class _StrictParser(MultiPartParser):
+    """Refuses text that is not in the form's encoding, where Starlette takes it for Latin-1."""
+
+    def on_part_end(self) -> None:
+        if self._current_part.file is None:
+            try:
+                self._current_part.data.decode(self._charset)
+            except (UnicodeDecodeError, LookupError) as error:
+                raise MultiPartException(f"a field is not in {self._charset or 'an encoding'}.") from error
+        super().on_part_end()
+
+
 async def _parse_form(request: Request, body: bytes) -> tuple[bytes, str, list[tuple[str, str]]]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = MultiPartParser(request.headers, stream(), max_files=1, max_fields=len(Metadata.model_fields) + 1)
+    parser = _StrictParser(request.headers, stream(), max_files=1, max_fields=len(Metadata.model_fields) + 1)
     # The body is in memory and bounded already; a detour over the disk would only cost.
     parser.spool_max_size = len(body) + 1
     try:

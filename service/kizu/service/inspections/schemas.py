@@ -8,7 +8,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from kizu.models.operating_point import Verdict
-from kizu.service.fields import Moment, Name, OptionalName
+from kizu.service.fields import Moment, Name, OptionalName, StoredMoment
+from kizu.service.inspections.span import Span
 from kizu.service.inspections.tables import Inspection
 from kizu.service.registry.schemas import Certificate, ModelVersion
 from kizu.service.registry.tables import Model
@@ -39,6 +40,13 @@ class Filters(BaseModel):
     reviewed: bool | None = Field(default=None, description="True: reviewed ones only; false: the others only.")
     since: Moment | None = Field(default=None, description="Received at or after.")
     until: Moment | None = Field(default=None, description="Received before.")
+    captured_since: Moment | None = Field(default=None, description="Captured at or after, as `captured_at` says.")
+    captured_until: Moment | None = Field(default=None, description="Captured before.")
+
+    @property
+    def span(self) -> Span:
+        """The span of time that the filters leave."""
+        return Span(self.since, self.until, self.captured_since, self.captured_until)
 
 
 class ImageView(BaseModel):
@@ -90,8 +98,8 @@ class InspectionView(BaseModel):
     serial: str | None
     lot: str | None
     station: str | None
-    captured_at: Moment | None
-    received_at: Moment
+    captured_at: StoredMoment | None
+    received_at: StoredMoment
     image: ImageView
     links: Links
 
@@ -128,8 +136,8 @@ class InspectionSummary(BaseModel):
     serial: str | None
     lot: str | None
     station: str | None
-    captured_at: Moment | None
-    received_at: Moment
+    captured_at: StoredMoment | None
+    received_at: StoredMoment
     label: Literal["OK", "NG"] | None = Field(description="The latest review's; null: not reviewed.")
     links: Links
 

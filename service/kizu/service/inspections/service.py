@@ -3,6 +3,7 @@
 Notable here:
 - The order is image, then row, then answer. A crash between the first two leaves an image without a row, which the
   next start removes; nothing can leave a row without its image, or an answer without its row.
+- The answer is written out before anything is stored: what cannot be answered is not kept.
 - A request that fails leaves nothing behind. Its idempotency key is released, so that a retry can succeed.
 - Whatever the model does to its numbers, a part that could not be scored is NG.
 """
@@ -16,7 +17,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID
 
@@ -30,17 +30,16 @@ from kizu.service.inference.runtime import LoadedModel, Runtime
 from kizu.service.inspections import repository
 from kizu.service.inspections.admission import Admission
 from kizu.service.inspections.audit import AuditSampler
+from kizu.service.inspections.reservations import Reservation, Reservations
 from kizu.service.inspections.schemas import InspectionView
 from kizu.service.inspections.submission import Submission
 from kizu.service.inspections.tables import Inspection
 from kizu.service.problems import Problem
-from kizu.service.registry.tables import Model
 from kizu.service.settings import Settings
 from kizu.service.storage.blobs import BlobStore, key_of
-from kizu.service.storage.database import Database
+from kizu.service.storage.probes import StoreProbes
 from kizu.service.storage.writer import GroupCommitWriter
 
-_LEASE_BEYOND_DEADLINE_S = 60.0
 _BLOB_THREADS = 8
 
 Result = TypeVar("Result")
@@ -62,31 +61,50 @@ class PendingInspection:
     """In seconds of `time.monotonic`."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a submission, written out."""
+
+    location: str
+    """Path of the inspection."""
+    body: bytes
+    """An `InspectionView` as JSON."""
+    replayed: bool
+    """It was stored by an earlier request with the same key."""
+
+    @classmethod
+    def of(cls, view: InspectionView, *, replayed: bool) -> Answer:
+        """Write out a view."""
+        return cls(view.links.self, view.model_dump_json().encode(), replayed)
+
+
 class InspectionService:
     """Inspects submissions; lives in the event loop."""
 
     def __init__(
         self,
         settings: Settings,
-        database: Database,
         writer: GroupCommitWriter,
+        reservations: Reservations,
         blobs: BlobStore,
+        probes: StoreProbes,
         runtime: Runtime,
         admission: Admission,
         audit: AuditSampler,
     ):
         self._settings = settings
-        self._database = database
         self._writer = writer
+        self._reservations = reservations
         self._blobs = blobs
+        self._probes = probes
         self._runtime = runtime
         self._admission = admission
         self._audit = audit
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._blob_pool = ThreadPoolExecutor(_BLOB_THREADS, "blobs")
 
-    async def inspect(self, submission: Submission) -> tuple[InspectionView, bool]:
-        """Return (the inspection, whether it is the stored answer to an earlier request with the same key).
+    async def inspect(self, submission: Submission) -> Answer:
+        """Score an image, store it with its verdict, and return the answer; or the stored one under the same key.
 
         Nothing is stored where an error is raised.
 
@@ -101,43 +119,40 @@ class InspectionService:
         if submission.key is not None:
             stored = await self._stored_answer(submission, image_sha256)
             if stored is not None:
-                return stored, True
+                return stored
         model = await self._runtime.champion(submission.metadata.recipe)
         check_size(header, model.manifest.geometry)
         pending = PendingInspection(inspection_id, submission, image_sha256, header, model, deadline)
         if submission.key is None:
-            return await self._score_and_store(pending), False
+            return await self._score_and_store(pending)
         return await self._score_and_store_once(pending, submission.key)
 
     def _identify(self, submission: Submission) -> tuple[str, ImageHeader]:
         header = inspect_header(submission.data, submission.media_type, self._settings.max_pixels)
         return key_of(submission.data), header
 
-    async def _score_and_store_once(self, pending: PendingInspection, key: str) -> tuple[InspectionView, bool]:
+    async def _score_and_store_once(self, pending: PendingInspection, key: str) -> Answer:
         """Reserve the idempotency key, score and store; or return what another request stored under the key."""
-        station = pending.submission.station
         fingerprint = pending.submission.fingerprint(pending.image_sha256)
-        lease = timedelta(seconds=self._settings.request_deadline_s + _LEASE_BEYOND_DEADLINE_S)
-        while not await self._write(
-            lambda session: repository.reserve(session, station, key, fingerprint, pending.id, lease)
-        ):
+        reservation = Reservation(pending.submission.station, key, fingerprint, pending.id)
+        while not await self._reservations.reserve(reservation):
             # Another request reserved the key since it was looked up; it may have finished meanwhile.
             stored = await self._stored_answer(pending.submission, pending.image_sha256)
             if stored is not None:
-                return stored, True
+                return stored
         try:
-            view = await self._score_and_store(pending)
+            return await self._score_and_store(pending)
         except BaseException:
-            await self._write(lambda session: repository.release(session, station, key, pending.id))
+            await self._reservations.release(reservation)
             raise
-        return view, False
 
-    async def _score_and_store(self, pending: PendingInspection) -> InspectionView:
+    async def _score_and_store(self, pending: PendingInspection) -> Answer:
         with self._admission.memory(pending.header.decoded_bytes):
             scored = await self._score(pending)
         inspection = self._decide(pending, scored)
+        answer = Answer.of(InspectionView.of(inspection, pending.model.model), replayed=False)
         await self._store(pending, inspection)
-        return InspectionView.of(inspection, pending.model.model)
+        return answer
 
     async def _score(self, pending: PendingInspection) -> ScoredImage:
         try:
@@ -189,6 +204,7 @@ class InspectionService:
             await _in_thread(self._blob_pool, self._blobs.put, pending.image_sha256, submission.data)
         except OSError as error:
             logger.error("the image store fails: %s", error)
+            self._probes.image_refused(len(submission.data))
             detail = "The image cannot be stored at the moment; nothing was kept."
             raise Problem(503, "storage-unavailable", detail, "Try again.", headers={"Retry-After": "2"}) from error
         try:
@@ -196,8 +212,9 @@ class InspectionService:
         except repository.ReservationLostError as error:
             raise _in_flight() from error
 
-    async def _stored_answer(self, submission: Submission, image_sha256: str) -> InspectionView | None:
-        found = await asyncio.to_thread(self._find, submission)
+    async def _stored_answer(self, submission: Submission, image_sha256: str) -> Answer | None:
+        assert submission.key is not None
+        found = await self._reservations.find(submission.station, submission.key)
         if found is None:
             return None
         request_sha256, stored = found
@@ -206,18 +223,7 @@ class InspectionService:
             raise Problem(422, "idempotency-key-reused", detail, "Use a new key for each part.")
         if stored is None:
             raise _in_flight()
-        return InspectionView.of(*stored)
-
-    def _find(self, submission: Submission) -> tuple[str, tuple[Inspection, Model] | None] | None:
-        """Return (request's SHA-256, its inspection if there is one yet); None if the key is free or has expired."""
-        assert submission.key is not None
-        with self._database.reading() as session:
-            row = repository.find_key(session, submission.station, submission.key)
-            if row is None:
-                return None
-            if row.inspection_id is not None:
-                return row.request_sha256, repository.get(session, row.inspection_id)
-            return None if row.expires_at.timestamp() < time.time() else (row.request_sha256, None)
+        return Answer.of(InspectionView.of(*stored), replayed=True)
 
     async def _write(self, operation: Callable[[Session], Result]) -> Result:
         return await asyncio.wrap_future(self._writer.submit(operation))

@@ -23,8 +23,8 @@ class Inspection(Base):
     score: Mapped[float | None]
     """NULL: the model gave no finite number, and the verdict is NG."""
     threshold: Mapped[float]
-    serial: Mapped[str | None] = mapped_column(sa.String(128), index=True)
-    lot: Mapped[str | None] = mapped_column(sa.String(128), index=True)
+    serial: Mapped[str | None] = mapped_column(sa.String(128))
+    lot: Mapped[str | None] = mapped_column(sa.String(128))
     station: Mapped[str | None] = mapped_column(sa.String(128))
     captured_at: Mapped[datetime | None]
     received_at: Mapped[datetime]
@@ -55,6 +55,9 @@ class Inspection(Base):
     __table_args__ = (
         sa.Index("ix_inspections_recipe_id", "recipe", "id"),
         sa.Index("ix_inspections_station_id", "station", "id"),
+        sa.Index("ix_inspections_recipe_captured_at", "recipe", "captured_at"),
+        sa.Index("ix_inspections_serial_id", "serial", "id"),
+        sa.Index("ix_inspections_lot_id", "lot", "id"),
         sa.Index(
             "ix_inspections_queue",
             "recipe",
@@ -73,7 +76,7 @@ class Inspection(Base):
 
 
 class IdempotencyKey(Base):
-    """A key in use. Without an inspection it is a reservation, held by a request in work until `expires_at`."""
+    """A key in use, or old. Without an inspection it is a reservation, held by a request in work until `expires_at`."""
 
     __tablename__ = "idempotency_keys"
 
@@ -84,4 +87,4 @@ class IdempotencyKey(Base):
     token: Mapped[UUID]
     """The id of the inspection that the reservation is for."""
     expires_at: Mapped[datetime]
-    inspection_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("inspections.id"))
+    inspection_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("inspections.id"), index=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from kizu.service.identifiers import first_id_at
 from kizu.service.inspections.order import as_share, place
+from kizu.service.inspections.span import Span
 from kizu.service.inspections.tables import Inspection
 from kizu.service.registry.tables import Model
+from kizu.service.storage.database import local_day
 
 GroupBy = Literal["day", "lot", "station", "model_version"]
 
@@ -28,7 +28,7 @@ class Cell:
     label: str | None
     count: int
     day: str | None = None
-    """The day of receipt, in UTC."""
+    """The day of receipt, in the plant's time zone."""
     share: float = 1.0
     """In [0, 1]: the place of the first inspection that waits, among those of the same key, day and probability."""
     drawn: bool = True
@@ -46,16 +46,15 @@ class Cell:
     """Placed before the first recheck that waits."""
 
 
-def cells(
-    session: Session, recipe: str, since: datetime | None, until: datetime | None, group_by: GroupBy | None
-) -> list[Cell]:
+def cells(session: Session, recipe: str, span: Span, group_by: GroupBy | None, time_zone: str = "UTC") -> list[Cell]:
     """Return counts by group key, day, verdict, audit, label, and place before or behind the first one that waits."""
-    shown = sa.null() if group_by is None else _key(session, group_by)
+    day = local_day(session, Inspection.received_at.expression, time_zone)
+    shown = sa.null() if group_by is None else day if group_by == "day" else _key(group_by)
     flagged = Inspection.verdict != "OK"
     queued = sa.or_(flagged, Inspection.audited)
     columns = {
         "key": shown,
-        "day": _key(session, "day"),
+        "day": day,
         "verdict": Inspection.verdict,
         "audited": Inspection.audited,
         "probability": Inspection.audit_probability,
@@ -69,10 +68,7 @@ def cells(
     rows = rows.where(Inspection.recipe == recipe)
     if group_by == "model_version":
         rows = rows.join(Model, Model.id == Inspection.model_id)
-    if since is not None:
-        rows = rows.where(Inspection.id >= first_id_at(since))
-    if until is not None:
-        rows = rows.where(Inspection.id < first_id_at(until))
+    rows = rows.where(*span.conditions())
     return [
         Cell(
             key=None if row.key is None else f"{recipe} v{row.key}" if group_by == "model_version" else str(row.key),
@@ -128,7 +124,7 @@ def _ordered(session: Session, rows: sa.Select[Any]) -> sa.Select[Any]:
     )
 
 
-def _key(session: Session, group_by: GroupBy) -> sa.ColumnElement[Any]:
+def _key(group_by: Literal["lot", "station", "model_version"]) -> sa.ColumnElement[Any]:
     match group_by:
         case "lot":
             return Inspection.lot.expression
@@ -136,7 +132,3 @@ def _key(session: Session, group_by: GroupBy) -> sa.ColumnElement[Any]:
             return Inspection.station.expression
         case "model_version":
             return Model.number.expression
-        case "day":
-            if session.get_bind().dialect.name == "sqlite":
-                return sa.func.date(Inspection.received_at)
-            return sa.func.date(sa.func.timezone("UTC", Inspection.received_at))

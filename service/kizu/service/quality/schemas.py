@@ -9,7 +9,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, Field
 
 from kizu.models.rates import Rate
-from kizu.service.fields import Moment
+from kizu.service.fields import StoredMoment
 from kizu.service.quality import estimates
 from kizu.service.quality.caveats import caveats, reviews_needed
 from kizu.service.quality.counts import Counts
@@ -152,8 +152,11 @@ class QualityReport(Quality):
     """Quality as a whole and by group."""
 
     recipe: str
-    since: Moment | None
-    until: Moment | None
+    since: StoredMoment | None
+    until: StoredMoment | None
+    captured_since: StoredMoment | None
+    captured_until: StoredMoment | None
     group_by: GroupBy | None
+    time_zone: str = Field(description="In which days begin.")
     groups: list[QualityGroup]
     model_versions: list[QualityGroup] = Field(description="Each version by itself, where several decided; else empty.")

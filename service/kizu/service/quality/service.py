@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import datetime
+from dataclasses import asdict
 
+from kizu.service.inspections.span import Span
 from kizu.service.problems import Problem
 from kizu.service.quality import caveats, repository
 from kizu.service.quality.counts import Counts
@@ -20,11 +21,11 @@ MAX_GROUPS = 1000
 def report(
     database: Database,
     recipe: str,
-    since: datetime | None,
-    until: datetime | None,
+    span: Span,
     group_by: GroupBy | None,
     confidence: float,
     simultaneous: bool = False,
+    time_zone: str = "UTC",
 ) -> QualityReport:
     """Return the figures for a span of time, as a whole and by group.
 
@@ -32,16 +33,20 @@ def report(
         UnknownRecipeError: no model was ever added for the recipe.
         Problem: 422 an empty span, or too many groups.
     """
-    if since is not None and until is not None and since >= until:
-        raise Problem(422, "invalid-request", "since must lie before until.")
+    if span.empty:
+        raise Problem(422, "invalid-request", "since must lie before until, and captured_since before captured_until.")
     with database.reading() as session:
         if not registry.recipe_exists(session, recipe):
             raise UnknownRecipeError(recipe)
-        total = Counts.of(repository.cells(session, recipe, since, until, None))
-        by_version = _grouped(repository.cells(session, recipe, since, until, "model_version"))
+
+        def cells(by: GroupBy | None) -> list[Cell]:
+            return repository.cells(session, recipe, span, by, time_zone)
+
+        total = Counts.of(cells(None))
+        by_version = _grouped(cells("model_version"))
         grouped = by_version
         if group_by != "model_version":
-            grouped = _grouped(repository.cells(session, recipe, since, until, group_by) if group_by else [])
+            grouped = _grouped(cells(group_by) if group_by else [])
     if len(grouped) > MAX_GROUPS:
         raise Problem(
             422, "too-many-groups", f"That makes {len(grouped)} groups.", "Narrow the span with since and until."
@@ -52,9 +57,9 @@ def report(
         {
             **whole,
             "recipe": recipe,
-            "since": since,
-            "until": until,
+            **asdict(span),
             "group_by": group_by,
+            "time_zone": time_zone,
             "groups": _groups(recipe, grouped, _confidence(confidence, len(grouped), simultaneous)),
             "model_versions": versions,
             "caveats": [

@@ -32,7 +32,10 @@ _ZIP_TYPES = {"application/zip", "application/x-zip-compressed", "application/oc
     status_code=201,
     summary="Add a model",
     response_model=ModelView,
-    responses={200: {"model": ModelView, "description": "It was there already."}, **responses(413, 415, 422)},
+    responses={
+        200: {"model": ModelView, "description": "It was there already."},
+        **responses(400, 413, 415, 422, 503, 507),
+    },
     openapi_extra=_ZIP,
 )
 async def add_model(request: Request, registry: Registry, promote: Annotated[bool, Query()] = False) -> JSONResponse:

@@ -85,10 +85,12 @@ def add_model(session: Session, *, model_id: str, recipe: str, fingerprint: str,
 
 
 def set_champion(session: Session, recipe: RegisteredRecipe, model_id: str, action: str) -> None:
-    """Make a model the champion and record its predecessor."""
+    """Make a model the champion and record its predecessor; the caller has locked the recipe."""
+    # The order of the ids is the history that a rollback walks, whatever the clock showed when the last one was made.
+    latest = sa.select(Promotion.id).where(Promotion.recipe == recipe.name).order_by(Promotion.id.desc()).limit(1)
     session.add(
         Promotion(
-            id=new_id(),
+            id=new_id(after=session.scalar(latest)),
             recipe=recipe.name,
             action=action,
             model_id=model_id,

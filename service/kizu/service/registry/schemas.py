@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from kizu.models.bundle import InputGeometry
-from kizu.service.fields import Moment
+from kizu.service.fields import StoredMoment
 from kizu.service.registry.service import status_of
 from kizu.service.registry.tables import Model
 
@@ -75,8 +75,8 @@ class ModelView(BaseModel):
     review_threshold: float
     certificate: Certificate
     metrics: dict[str, Any]
-    created_at: Moment
-    retired_at: Moment | None
+    created_at: StoredMoment
+    retired_at: StoredMoment | None
 
     @classmethod
     def of(cls, model: Model, champion_id: str | None) -> ModelView:

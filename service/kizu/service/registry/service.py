@@ -22,6 +22,7 @@ from kizu import files
 from kizu.errors import UserError
 from kizu.models.bundle import BUNDLE_FILES, Bundle, BundleError, Device
 from kizu.service.registry import repository
+from kizu.service.registry.bundle_files import read_bundle
 from kizu.service.registry.errors import (
     ModelIsChampionError,
     ModelRetiredError,
@@ -47,7 +48,7 @@ def add(database: Database, folder: Path, source: Path, device: Device = "auto")
     Raises:
         BundleError: the bundle is incomplete, corrupt or tampered with, or does not score as it must.
     """
-    bundle = Bundle.read(source)
+    bundle = read_bundle(source)
     check_scoring(bundle, device)
     model_id = bundle.fingerprint[:16]
     _copy(bundle, folder, model_id)
@@ -189,7 +190,7 @@ def _copy(bundle: Bundle, folder: Path, model_id: str) -> None:
 
 def _is_intact(path: Path, fingerprint: str) -> bool:
     try:
-        return Bundle.read(path).fingerprint == fingerprint
+        return read_bundle(path).fingerprint == fingerprint
     except BundleError:
         return False
 

@@ -33,6 +33,12 @@ def add(session: Session, review: Review, inspection: Inspection, audit: AuditSa
     inspection.again, inspection.doubtful, inspection.recheck = state.again, state.doubtful, state.recheck
 
 
+def latest(session: Session, inspection_id: UUID) -> UUID | None:
+    """Return the id of the inspection's latest review."""
+    query = sa.select(Review.id).where(Review.inspection_id == inspection_id).order_by(Review.id.desc()).limit(1)
+    return session.scalar(query)
+
+
 def of_inspection(session: Session, inspection_id: UUID) -> Sequence[Review]:
     """Return the inspection's reviews, oldest first."""
     return session.scalars(sa.select(Review).where(Review.inspection_id == inspection_id).order_by(Review.id)).all()

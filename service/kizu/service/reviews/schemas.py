@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kizu.models.operating_point import Verdict
-from kizu.service.fields import Moment, Note, OptionalName
+from kizu.service.fields import Note, OptionalName, StoredMoment
 from kizu.service.inspections.schemas import ImageView, InspectionView
 
 Label = Literal["OK", "NG"]
@@ -42,7 +42,7 @@ class ReviewView(BaseModel):
     defect: str | None
     note: str | None
     reviewer: str | None
-    created_at: Moment
+    created_at: StoredMoment
 
 
 class InspectionDetail(InspectionView):
@@ -67,8 +67,8 @@ class QueueItem(BaseModel):
     serial: str | None
     lot: str | None
     station: str | None
-    captured_at: Moment | None
-    received_at: Moment
+    captured_at: StoredMoment | None
+    received_at: StoredMoment
     image: ImageView
     links: QueueLinks
     verdict: Verdict | None = None

@@ -9,9 +9,10 @@ Notable here:
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from uuid import UUID
 
-from kizu.service.identifiers import new_id, time_of
+from kizu.service.identifiers import new_id
 from kizu.service.inspections import listing
 from kizu.service.inspections.audit import AuditSampler
 from kizu.service.inspections.schemas import ImageView, InspectionView
@@ -31,16 +32,18 @@ def add(database: Database, audit: AuditSampler, inspection_id: UUID, new: NewRe
         inspection = repository.lock_inspection(session, inspection_id)
         if inspection is None:
             raise listing.unknown_inspection(inspection_id)
-        review_id = new_id()
-        review = Review(id=review_id, inspection_id=inspection_id, created_at=time_of(review_id), **new.model_dump())
+        # The order of the ids says which review counts, whatever the clock showed when the last one was made.
+        review_id = new_id(after=repository.latest(session, inspection_id))
+        now = datetime.now(UTC)
+        review = Review(id=review_id, inspection_id=inspection_id, created_at=now, **new.model_dump())
         repository.add(session, review, inspection, audit)
     return ReviewView.model_validate(review)
 
 
 def detail(database: Database, inspection_id: UUID) -> InspectionDetail:
     """Return an inspection with all its reviews; raises a 404 Problem."""
-    inspection, model = listing.find(database, inspection_id)
     with database.reading() as session:
+        inspection, model = listing.find_in(session, inspection_id)
         reviews = [ReviewView.model_validate(review) for review in repository.of_inspection(session, inspection_id)]
     view = InspectionView.of(inspection, model)
     return InspectionDetail(**dict(view), label=inspection.label, reviews=reviews)  # type: ignore[arg-type]

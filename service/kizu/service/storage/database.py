@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -100,8 +101,10 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """Open a session for reading; nothing is written."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        """Open a session for reading; all of its queries see the database at one moment, and nothing is written."""
+        # SQLite reads so by itself, from the first query on.
+        options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        with Session(self.engine.execution_options(**options), expire_on_commit=False) as session:
             yield session
 
     @contextmanager
@@ -131,7 +134,27 @@ def _insert_or_ignore(table: type[Base], dialect: str) -> sa.Insert:
     return insert
 
 
+def local_day(session: Session, moment: sa.ColumnElement[datetime], zone: str) -> sa.ColumnElement[str]:
+    """Return the expression of the day, as `2026-03-01`, on which a stored time falls in an IANA time zone."""
+    if session.get_bind().dialect.name != "sqlite":
+        return sa.func.date(sa.func.timezone(zone, moment))
+    # SQLite knows no time zones.
+    return sa.func.date(moment) if zone == "UTC" else sa.func.local_day(moment, zone)
+
+
+@lru_cache(maxsize=100_000)
+def _day_of_minute(minute: str, zone: str) -> str:
+    moment = datetime.strptime(minute, "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
+    return moment.astimezone(ZoneInfo(zone)).date().isoformat()
+
+
+def _local_day(stored: str | None, zone: str) -> str | None:
+    # No zone has had offsets of seconds since 1972, so that all times of a minute are of one day.
+    return None if stored is None else _day_of_minute(stored[:16], zone)
+
+
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.create_function("local_day", 2, _local_day, deterministic=True)
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-16000"):
         cursor.execute(f"PRAGMA {pragma}")
