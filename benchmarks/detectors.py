@@ -82,7 +82,9 @@ def detectors(
     rows: Annotated[Path, typer.Option(metavar="FILE.jsonl", help="Finished rows; those in it are not run again.")],
     size: Annotated[int, typer.Option(min=32, max=1024, help="Pixels that the detector sees.")] = 64,
     channels: Annotated[int, typer.Option(min=1, max=3, help="1 or 3.")] = 1,
-    kind: Annotated[list[str] | None, typer.Option(help="Several times. Left out: auto.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="A detector, or 'DETECTOR PRESET'; several times. Left out: auto.")
+    ] = None,
     ng: Annotated[
         list[int] | None, typer.Option(help="NG in training, -1 for all; several times. Left out: 0, 10, 50, -1.")
     ] = None,
@@ -96,7 +98,7 @@ def detectors(
 ) -> None:
     """Compare detectors on one product: AUROC, average precision, specificity at FNR 5 and 1 %, time, speed."""
     kinds = kind or [AUTO]
-    if unknown := set(kinds) - {AUTO, *DETECTORS}:
+    if unknown := {kind.partition(" ")[0] for kind in kinds} - {AUTO, *DETECTORS}:
         raise UserError(f"Unknown detector {', '.join(sorted(unknown))}.", f"Known: auto, {', '.join(DETECTORS)}.")
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -184,14 +186,15 @@ def measured(cell: Cell, product: Product, threads: int) -> dict[str, Any] | Non
 
 
 def recipe_of(cell: Cell, product: Product) -> Recipe:
-    """The recipe that a user would write."""
+    """The recipe that a user would write; a kind may be followed by one of its presets."""
+    kind, _, preset = cell.kind.partition(" ")
     return parse_recipe(
         {
             "name": "detectors",
             "dataset": product.name,
             "seed": cell.seed,
             "image": {"size": cell.size, "channels": product.channels},
-            "detector": {"kind": cell.kind},
+            "detector": {"kind": kind} | ({"preset": preset} if preset else {}),
         },
         "benchmark",
     )

@@ -37,12 +37,15 @@ from kizu.training.pipeline import train
 Rest = Literal["none", "grey", "edges", "mirror"]
 SIDE, WIDTH, NEAR = 56, 36, 4
 DETECTORS = {
-    "memory": ("epochs = 20", "filters = 8\nmemory = 500"),
-    "classifier": ("epochs = 20", "features = 12\nblocks = 1"),
-    "draem": ("epochs = 25", "features = 12\nsegmentation_features = 12"),
-    "ganomaly": ("epochs = 100", 'features = 16\nscore = "peak"'),
+    "memory": ('kind = "memory"\nepochs = 1', "memory = 500"),
+    "padim": ('kind = "padim"\nepochs = 1', ""),
+    "supersimplenet": ('kind = "supersimplenet"\nepochs = 20', "steps = 300"),
+    "own memory": ('kind = "memory"\npreset = "self-supervised"\nepochs = 20', "filters = 8\nmemory = 500"),
+    "classifier": ('kind = "classifier"\nepochs = 20', "features = 12\nblocks = 1"),
+    "draem": ('kind = "draem"\nepochs = 25', "features = 12\nsegmentation_features = 12"),
+    "ganomaly": ('kind = "ganomaly"\nepochs = 100', 'features = 16\nscore = "peak"'),
 }
-"""Kind → its epochs and options: small, for minutes on a CPU."""
+"""Name → its section and its options: small, for minutes on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,11 @@ def filled(rest: Rest) -> Iterator[None]:
 def trained(manifest: Manifest, kind: str, rest: Rest, seed: int, folder: Path) -> Figures:
     """Train a detector on images with such a rest, and look at its scores and heatmaps."""
     size = f"size = [{SIDE}, {WIDTH}]" if rest == "none" else f'size = {SIDE}\nfit = "letterbox"'
-    epochs, options = DETECTORS[kind]
+    section, options = DETECTORS[kind]
     recipe = folder / "recipe.toml"
     recipe.write_text(
         f'name = "letterbox"\ndataset = "{manifest.root}"\nseed = {seed}\ntarget_fnr = 0.1\n'
-        f'[image]\nchannels = 1\n{size}\n[detector]\nkind = "{kind}"\nbatch_size = 16\n{epochs}\n'
+        f"[image]\nchannels = 1\n{size}\n[detector]\nbatch_size = 16\n{section}\n"
         f"[detector.options]\n{options}\n",
         encoding="utf-8",
     )

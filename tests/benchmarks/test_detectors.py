@@ -1,13 +1,14 @@
 """The detectors' table: samples that contain each other, rows that are not run twice, and a page of means."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.detectors import ALL, Cell, figures, matches, read_rows, sampled, specificity
+from benchmarks.detectors import ALL, Cell, Product, figures, matches, read_rows, recipe_of, sampled, specificity
 from benchmarks.detectors_report import write_report
-from kizu.training.data.manifest import NG, OK, Row
+from kizu.training.data.manifest import NG, OK, Manifest, Row
 
 ROWS = [Row(path=f"ok{i}", label=OK) for i in range(30)] + [Row(path=f"ng{i}", label=NG) for i in range(20)]
 
@@ -80,3 +81,11 @@ def test_the_page_shows_means_over_splits_and_their_spread(tmp_path):
     assert "## part, 64 px" in page
     assert "| 10 | auto: memory | 2 | 0.850 ± 0.071 |" in page
     assert "| all (7) | memory | 1 | 0.900 |" in page
+
+
+def test_a_kind_may_be_followed_by_a_preset():
+    product = Product(Manifest(Path("part"), ROWS), "part", 64, 1, 10, 10)
+    (section,) = recipe_of(cell(kind="classifier pretrained"), product).detector
+    assert (section.kind, section.preset) == ("classifier", "pretrained")
+    (section,) = recipe_of(cell(), product).detector
+    assert (section.kind, section.preset) == ("auto", "small")

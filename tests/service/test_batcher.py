@@ -119,6 +119,53 @@ def test_a_failing_image_fails_alone() -> None:
     run(scenario, wait=0.05)
 
 
+def test_of_two_the_one_that_fails_does_not_harm_the_other(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(batcher: Batcher, _: Model) -> None:
+        good, bad = await asyncio.gather(
+            batcher.score(image(7), soon()), batcher.score(image(13), soon()), return_exceptions=True
+        )
+        assert isinstance(good, ScoredImage)
+        assert isinstance(bad, ScoringFailedError)
+
+    run(scenario, wait=0.05)
+    assert "(4, 4, 1): the model does not like 13" in caplog.text
+
+
+def test_nobody_scores_for_a_caller_who_has_left() -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
+        model.go.clear()
+        busy = asyncio.create_task(batcher.score(image(1), soon()))
+        await asyncio.sleep(0.05)  # the model works on it now
+        left = asyncio.create_task(batcher.score(image(2, side=5), soon()))
+        await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.sleep(0)
+        model.go.set()
+        assert (await busy).score == 1
+        assert (await batcher.score(image(3), soon())).score == 3
+
+    assert run(scenario, wait=0.0).batches == [(1, 4, 4, 1)] * 2
+
+
+def test_a_batch_counts_the_pixels_of_both_sides() -> None:
+    async def scenario(batcher: Batcher, _: Model) -> None:
+        flat = np.ones((2, 8, 1), np.uint8)
+        await asyncio.gather(*(batcher.score(flat, soon()) for _ in range(4)))
+
+    assert [batch[0] for batch in run(scenario, wait=0.05, max_pixels=32).batches] == [2, 2]
+
+
+def test_the_last_score_is_there_when_closing_ends() -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
+        waiting = asyncio.create_task(batcher.score(image(1), soon()))
+        await asyncio.sleep(0)
+        await batcher.close()
+        assert waiting.done() or len(model.batches) == 1
+        await waiting
+
+    run(scenario, wait=60.0)
+
+
 def test_a_full_queue_is_said_at_once_and_a_late_score_in_time() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         model.go.clear()
@@ -170,6 +217,13 @@ def test_buckets_are_powers_of_two_up_to_the_largest_batch(count: int, max_batch
         assert [result.score for result in results] == list(range(count))
 
     assert [batch[0] for batch in run(scenario, wait=0.05, buckets=True, max_batch=max_batch).batches] == [size]
+
+
+def test_the_range_of_heat_goes_from_the_lowest_to_the_highest() -> None:
+    heat = np.array([[1, -4], [0.5, 3]], np.float32)
+    assert (ScoredImage.of(0.0, heat).low, ScoredImage.of(0.0, heat).high) == (-4, 3)
+    below = ScoredImage.of(0.0, np.array([[-np.inf, 2], [5, 3]], np.float32))
+    assert (below.low, below.high) == (2, 5)
 
 
 def test_heat_that_is_no_number_is_left_out_of_its_range() -> None:

@@ -11,7 +11,7 @@ from benchmarks.estimates import coverage, tally, usefulness
 from benchmarks.estimates_before import fnr_bounds_before
 from benchmarks.estimates_scenarios import scenarios
 from kizu.models.rates import Rate, clopper_pearson_lower, clopper_pearson_upper
-from kizu.service.quality.bounds import Sightings, ratio_bounds, sightings
+from kizu.service.quality.bounds import Gamma, Sightings, ratio_bounds, sightings
 from kizu.service.quality.caveats import caveats, reviews_needed
 from kizu.service.quality.counts import Counts, ReviewStratum
 from kizu.service.quality.estimates import (
@@ -401,3 +401,19 @@ def test_specificity_holds_in_a_backlog() -> None:
 def test_the_scenarios_break_bounds_that_extrapolate(name: str) -> None:
     scenario = next(scenario for scenario in scenarios() if scenario.name.startswith(name))
     assert coverage(scenario, 60, seed=0, bounds=fnr_bounds_before).upper_misses > 0.15
+
+
+def test_where_nothing_was_seen_every_low_quantile_is_zero() -> None:
+    assert Gamma(0.0, 1.0).quantile(0.025) == 0
+    assert Sightings((0, 0), (), (0, 0)).lower().quantile(0.5) == 0
+
+
+def test_a_stratum_all_of_which_was_reviewed_is_thinned_by_its_rechecks_alone() -> None:
+    all_reviewed = ReviewStratum(
+        probability=1.0, total=40, ok=38, ng=2, queued=40, drawn=40, drawn_ng=2, certain_ng=2, rechecked=10,
+        recheck_probability=0.25, overlooked=1,
+    )  # fmt: skip
+    seen = sightings([all_reviewed], "NG", 0.025)
+    assert seen.counted == (0, 0)
+    assert seen.drawn == ((2, 2, 1.0), (1, 1, 0.25))
+    assert sightings([replace(all_reviewed, rechecked=0, overlooked=0)], "NG", 0.025).counted == (2, 2)

@@ -24,6 +24,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from kizu.models.config import STRICT, Extent
+from kizu.models.letterbox import shown_places
 
 DEFAULT = "tf_efficientnet_lite0"
 """The network whose weights come with Kizu's training extra."""
@@ -86,7 +87,8 @@ class PretrainedBackbone(nn.Module):
     """The feature maps of a timm network, its classifier left out.
 
     `forward` maps x [N, C, height, width] in [−1, 1], C = 1 or 3, to its `Levels`, of those among `STRIDES` that the
-    network has. It is always in eval mode.
+    network has. It is always in eval mode. Places of the maps that are nothing but a letterboxed image's rest are 0, in
+    every image alike, so that none of them can look odd.
 
     Args:
         frozen: none of its parameters takes part in training.
@@ -133,13 +135,15 @@ class PretrainedBackbone(nn.Module):
     def forward(self, x: Tensor) -> Levels:
         """Give the maps, see the class."""
         size = self.config.enlarged
+        image = x
         if size != (self.config.height, self.config.width):
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
         x = ((x + 1) * 127.5 - self.mean) * self.scale  # a grey channel broadcasts to three
         if self.network.training:  # the loop sets modes module by module
             self.network.eval()
         maps = self.network(x)
-        return {stride: maps[index] for stride, index in self._taps.items()}
+        found = {stride: maps[index] for stride, index in self._taps.items()}
+        return {stride: of_all * shown_places(image, *of_all.shape[2:]) for stride, of_all in found.items()}
 
 
 def normalisation_of(name: str, configuration: dict[str, Any]) -> Normalisation:

@@ -83,14 +83,30 @@ class Ensemble(nn.Module):
         members: each maps x to (score [N], heatmap [N, 1, h, w]).
         scales: of each, fitted on its scores.
         combine: `mean` or `max` of the ranks, for scores and for each place of the heatmap.
+        weights: of each member in the mean, not negative and not all 0; left out: all alike.
+
+    Raises:
+        ValueError: numbers of members, scales and weights differ, there is no member, or a weight is negative.
     """
 
-    def __init__(self, members: Sequence[nn.Module], scales: Sequence[RankScale], combine: str = "mean"):
+    weights: Tensor
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        scales: Sequence[RankScale],
+        combine: str = "mean",
+        weights: Sequence[float] | None = None,
+    ):
         super().__init__()
-        if len(members) != len(scales) or not members or combine not in ("mean", "max"):
+        given = np.ones(len(members)) if weights is None else np.asarray(weights, np.float64)
+        if not len(members) == len(scales) == len(given) or not members or combine not in ("mean", "max"):
             raise ValueError(f"{len(members)} members, {len(scales)} scales, combined by {combine!r}")
+        if (given < 0).any() or not given.any():
+            raise ValueError(f"weights {given.tolist()}")
         self.members, self.scales = nn.ModuleList(members), nn.ModuleList(scales)
         self.combine = combine
+        self.register_buffer("weights", torch.tensor(given / given.sum(), dtype=torch.float32))
 
     @property
     def backbone(self) -> nn.Module | None:
@@ -130,4 +146,6 @@ class Ensemble(nn.Module):
         return self._combined(torch.stack(scores)), self._combined(torch.stack(heatmaps)), levels
 
     def _combined(self, ranks: Tensor) -> Tensor:
-        return ranks.mean(0) if self.combine == "mean" else ranks.amax(0)
+        if self.combine == "max":
+            return ranks.amax(0)
+        return (ranks * self.weights.view(-1, *[1] * (ranks.dim() - 1))).sum(0)

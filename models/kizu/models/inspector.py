@@ -5,8 +5,9 @@ Notable here:
 - Number, height, width and channels (1 or 3) of the images stay free, so one graph inspects every camera's format.
 - Tiles overlap; the last one of a row or column is flush with the edge. An image is as bad as its worst tile,
   and tiles' heatmaps are blended with weights that fall towards the tile's rim, so that no seams show.
-- A letterboxed image keeps its proportions; grey that is the same for every image fills the rest, and the heatmap is of
-  the image alone. A mirror image or repeated edges would be patterns that no part has: measured, they draw more heat.
+- A letterboxed image keeps its proportions; grey that is the same for every image fills the rest (which pixels it does:
+  `kizu.models.letterbox`), and the heatmap is of the image alone. A mirror image or repeated edges would be patterns
+  that no part has: measured, they draw more heat.
 - Gathers and sums only: no scatter, no loop, no custom operator.
 """
 
@@ -19,11 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kizu.models.bundle import InputGeometry
+from kizu.models.letterbox import GREY
 
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of R, G and B in grey."""
-GREY = 128.0
-"""Pixel value that fills what letterboxing leaves: a whole number, as synthetic images are stored in 8 bits."""
 LEAST_SHOWN = 2
 """Pixels across which the narrowest letterboxed image is shown."""
 

@@ -76,6 +76,18 @@ def test_a_defect_is_visible_under_its_mask_and_only_there() -> None:
         assert difference[np.asarray(near) == 0].max() < 30
 
 
+def test_pinholes_are_in_copper_not_in_drilled_holes() -> None:
+    stage = _Stage(seed=7, size=64, channels=1, boards=5, views=4)
+    darkest = []
+    for number in range(80):
+        _, mask, _ = stage.photograph(number, Row("", NG, "pinhole"))
+        good, _, _ = stage.photograph(number, Row("", OK))
+        rows, columns = np.nonzero(mask)
+        darkest.append(good[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].min())
+    # A hole is nearly black; a pinhole beside one may touch its rim.
+    assert np.mean(np.array(darkest) < 30) <= 0.05
+
+
 def test_images_of_one_view_are_alike_but_never_the_same(boards: Manifest) -> None:
     good = [boards.image(row) for row in boards.rows if row.label == OK][:24]
     assert all(image.shape == (64, 64, 3) for image in good)

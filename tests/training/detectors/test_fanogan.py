@@ -59,6 +59,7 @@ def test_the_critic_pays_ten_times_the_gradient_penalty_for_its_distance():
     distance = critic(batch.images)[0].mean() - critic(fake)[0].mean()
     penalty = gradient_penalty(lambda images: critic(images)[0], batch.images, fake)
     torch.testing.assert_close(losses["total"], 10 * penalty - distance)
+    torch.testing.assert_close(losses["distance"], distance)
     assert penalty > 1e-3
 
 
@@ -92,8 +93,25 @@ def test_five_updates_of_the_critic_go_with_one_of_the_generator_and_the_encoder
     for phase in gan.phases:
         (group,) = phase.optimizer.param_groups
         assert (group["lr"], group["betas"]) == (1e-4, (0.0, 0.9))
+    assert (gan.problem, encoder.problem) == (method._collapse, None)
     assert isinstance(encoder.phases[0].optimizer, torch.optim.RMSprop)
     assert encoder.phases[0].optimizer.param_groups[0]["lr"] == pytest.approx(5e-5)
+
+
+def test_a_set_of_one_image_trains_each_stage_once():
+    assert [stage.steps for stage in make_method(epochs=1, batch_size=4).stages(1)] == [1, 1]
+
+
+def test_pictures_are_of_the_same_noise_and_of_images_beside_their_reconstructions():
+    method, images = make_method(), batch_of(3).images
+    method.networks.eval()
+    with torch.no_grad():
+        pictures = method.samples(images)
+        reconstructions = method.networks.reconstruct(images)
+        assert torch.equal(pictures[:8], method.samples(images)[:8])
+    assert torch.equal(method._fixed_noise, make_method(seed=1)._fixed_noise)
+    assert pictures.shape == (8 + 3 * 3, 1, 32, 32)
+    torch.testing.assert_close(pictures[8:], torch.cat([images, reconstructions, (images - reconstructions).abs() - 1]))
 
 
 def test_one_image_from_every_noise_is_a_collapse():

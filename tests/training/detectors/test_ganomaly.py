@@ -99,12 +99,35 @@ def test_a_step_is_one_update_of_each_network_by_the_papers_adam(given: float | 
     method = GANomalyMethod(DetectorContext(GEOMETRY, section))
     (stage,) = method.stages(20)
     assert stage.steps == 3 * 20 / 4
+    assert stage.problem == method._collapse
     assert [(p.name, p.every, p.repeats) for p in stage.phases] == [("D", 1, 1), ("G", 1, 1)]
     for phase, network in zip(stage.phases, (method.networks.discriminator, method.networks.generator), strict=True):
         assert phase.trains is network
         (group,) = phase.optimizer.param_groups
         assert (group["lr"], group["betas"]) == (rate, (0.5, 0.999))
         assert {id(p) for p in group["params"]} == {id(p) for p in network.parameters()}
+
+
+def test_a_set_of_one_image_trains_once() -> None:
+    section = DetectorSection(kind="ganomaly", options={"features": 4}, batch_size=4, epochs=1)
+    (stage,) = GANomalyMethod(DetectorContext(GEOMETRY, section)).stages(1)
+    assert stage.steps == 1
+
+
+def test_pictures_are_of_images_beside_their_reconstructions() -> None:
+    method, images = make_method(), batch_of(3).images
+    method.networks.eval()
+    with torch.no_grad():
+        reconstructions = method.networks.reconstruct(images)
+        pictures = method.samples(images)
+    torch.testing.assert_close(pictures, torch.cat([images, reconstructions, (images - reconstructions).abs() - 1]))
+
+
+def test_the_latent_that_is_watched_holds_no_graph() -> None:
+    method = make_method()
+    method._g_losses(batch_of())
+    assert method._last_latent is not None
+    assert not method._last_latent.requires_grad
 
 
 def test_one_latent_for_every_image_is_a_collapse() -> None:

@@ -221,8 +221,18 @@ def test_images_are_augmented_with_the_p_of_the_moment(phase, make_method):
 # --- what the loop watches ---
 
 
+def test_the_bourgain_prior_moves_and_is_kept_with_the_networks(make_method):
+    method = make_method(prior="bourgain")
+    assert method.networks["prior"] is method.prior
+    assert any(name.startswith("prior.") for name in method.networks.state_dict())
+
+
 def test_one_image_from_every_latent_is_a_collapse(make_method):
     method = make_method(style_mixing=0.0)
+    (stage,) = method.stages(4)
+    assert stage.problem == method._collapse
+    method.measurements = 3
+    assert method.stages(4)[0].measure_every == 3  # of 8 steps: after 3, 6 and at the end
     method.networks.requires_grad_(True)
     method._generator_losses(batch_of())
     assert method._collapse() is None

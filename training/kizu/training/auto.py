@@ -25,7 +25,7 @@ from kizu.training.options import Options
 from kizu.training.pretrained import PretrainedOptions
 from kizu.training.recipe import AUTO, DetectorSection, Recipe
 
-HUNDREDS = 200
+HUNDREDS = 100
 """Real NG in the train split from which a backbone can be trained on them."""
 WITHOUT_NG = ("memory", "padim", "flow")
 WITH_NG = ("supersimplenet", "memory")

@@ -20,14 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.markup import escape
-from torch import nn
 
 from kizu.errors import Faults, UserError
 from kizu.models.bundle import Bundle, DatasetReference, Session, new_manifest, write_bundle
 from kizu.models.calibration import CalibrationScore, CalibrationScores
-from kizu.models.ensemble import Ensemble, RankScale
 from kizu.models.inspector import Inspector
 from kizu.models.operating_point import VERDICT_MARGIN, OperatingPoint, choose_operating_point
+from kizu.training.combination import combined
 from kizu.training.data.labelled import defect_classes
 from kizu.training.data.manifest import NG, OK, Manifest, Row
 from kizu.training.data.masks import check_located, check_mask_sizes
@@ -248,23 +247,9 @@ def _with_weights_found(section: DetectorSection, recipe_dir: Path) -> DetectorS
     return section.model_copy(update={"options": {**section.options, "weights": str(recipe_dir / path)}})
 
 
-def _detector(run: Run, members: list[DetectorMethod], log: RunLog) -> nn.Module:
-    """Return the one detector, or an ensemble that scores by ranks among OK that none of its members trained on."""
-    if len(members) == 1:
-        return members[0].detector()
-    geometry = run.recipe.image.geometry
-    scales = []
-    for index, method in enumerate(members):
-        score = torch_scorer(Inspector(method.detector(), geometry))
-        with log.bar(f"ranking by detector {index + 1}", len(run.ranking)) as advance:
-            scored = score_rows(score, geometry, run.manifest, run.ranking, progress=advance)
-        scales.append(RankScale.fitted(scored.ok))
-    return Ensemble([method.detector() for method in members], scales, run.recipe.combine)
-
-
 def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, notes: list[str], log: RunLog) -> Bundle:
     geometry = run.recipe.image.geometry
-    detector = _detector(run, members, log)
+    detector = combined(run, members, log)
     log.say("exporting to ONNX")
     inspector = Inspector(detector, geometry)
     model = export_onnx(inspector)

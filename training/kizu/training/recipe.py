@@ -236,8 +236,9 @@ class Recipe(_Section):
         Field(min_length=1, max_length=8),
     ] = (DetectorSection(),)
     """The method that scores; several are combined."""
-    combine: Literal["mean", "max"] = "mean"
-    """Combination of several detectors: the mean or the maximum of their scores' ranks."""
+    combine: Literal["weighted", "mean", "max"] = "weighted"
+    """Combination of several detectors' ranks: their mean, weighted by what each that learns from OK alone sees of the
+    train split's NG, or with equal weights, or their maximum."""
     augment: AugmentSection | None = None
     """Left out: the defaults, for detectors that alter their images."""
 

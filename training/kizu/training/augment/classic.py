@@ -4,6 +4,7 @@ Notable here:
 - Flips and turns are off unless asked for: on a machine part either can make a defect, or hide one.
 - Masks move with their images. Shifts, flips and turns move whole pixels, and so change no value.
 - Outside the image is its reflection, so that no border appears that cameras do not show.
+- The rest of a letterboxed image stays as it was: were it altered, grey of another shade would tell the altered copies.
 - All random numbers come from torch's global generators, which checkpoints keep.
 """
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kizu.models.letterbox import shown_places
 from kizu.training.augment.geometry import blit, compose, rotation, scaling, translation
 
 
@@ -65,8 +67,9 @@ class Amounts(Protocol):
 
 def augmented(images: Tensor, masks: Tensor | None, amounts: Amounts) -> tuple[Tensor, Tensor | None]:
     """Images [N, C, H, W] in [−1, 1] and their masks [N, 1, H, W] in [0, 1], each image altered in its own way."""
-    images, masks = moved(images, masks, amounts)
-    return recorded(images, amounts), masks
+    part = shown_places(images, *images.shape[2:])
+    altered, masks = moved(images, masks, amounts)
+    return torch.where(part > 0, recorded(altered, amounts), images), None if masks is None else masks * part
 
 
 def moved(images: Tensor, masks: Tensor | None, amounts: Amounts) -> tuple[Tensor, Tensor | None]:

@@ -318,9 +318,11 @@ def _pinhole(shot: _Shot, random: np.random.Generator) -> bool:
     radius = random.uniform(0.02, 0.034) * shot.scale
     centres = random.uniform(0.08, 0.92, (256, 1, 2)) * shot.scale
     angles = np.linspace(0, 2 * np.pi, 8, endpoint=False)
-    around = (centres + (radius + 1) * np.stack([np.cos(angles), np.sin(angles)], axis=1)).astype(int)
-    copper = np.asarray(shot.copper)
-    enclosed = (copper[around[..., 1], around[..., 0]] == 255).all(axis=1)
+    rings = np.array([0.0, radius / 2, radius + 1])[:, None, None]
+    around = (centres + (rings * np.stack([np.cos(angles), np.sin(angles)], axis=1)).reshape(-1, 2)).astype(int)
+    # A hole is drilled through copper and board alike: there, missing copper is nothing to see.
+    copper = (np.asarray(shot.copper) == 255) & (np.asarray(shot.hole) == 0)
+    enclosed = copper[around[..., 1], around[..., 0]].all(axis=1)
     if not enclosed.any():
         return False
     x, y = centres[enclosed.argmax(), 0]

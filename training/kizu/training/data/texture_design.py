@@ -138,14 +138,14 @@ def _scratch(surface: Surface, random: np.random.Generator) -> Flags:
         point, heading = point + step, heading + bend
     half = max(random.uniform(0.003, 0.006), 0.5 / surface.size)
     line = np.clip((half - distance) * surface.size + 0.5, 0, 1)
-    surface.relief += _either(random, 0.20, 0.34) * line
+    surface.relief += _either(random, 0.30, 0.45) * line
     return _seen(line)
 
 
 def _stain(surface: Surface, random: np.random.Generator) -> Flags:
     """A soft blob of oil or dried water, darker or lighter than the sheet; a second one is of the same kind."""
     share = _blob(surface.size, random.uniform(0.06, 0.12), 0.35, random)
-    strength = random.uniform(0.24, 0.40)
+    strength = random.uniform(0.34, 0.50)
     dark = random.random() < 0.6
     if not surface.film.any():
         surface.film_colour = np.array([0.42, 0.36, 0.27] if dark else [1.55, 1.52, 1.48], np.float32)
@@ -157,10 +157,10 @@ def _pit(surface: Surface, random: np.random.Generator) -> Flags:
     """A small hollow: dark, with a rim that catches the light on the side away from the lamp."""
     x, y = grid(surface.size)
     centre = random.uniform(0.1, 0.9, 2)
-    radius = max(random.uniform(0.013, 0.022), 1.2 / surface.size)
+    radius = max(random.uniform(0.013, 0.022), 1.8 / surface.size)
     u, v = (x - centre[0]) / radius, (y - centre[1]) / radius
     depth = np.exp(-0.5 * (u**2 + v**2) / 0.6**2)
-    surface.relief += random.uniform(0.36, 0.52) * (-0.8 * depth + 0.9 * depth * np.clip(u + v, -1.5, 1.5))
+    surface.relief += random.uniform(0.46, 0.62) * (-0.8 * depth + 0.9 * depth * np.clip(u + v, -1.5, 1.5))
     hollow: Flags = np.hypot(u, v) <= 1.1
     return hollow
 
@@ -189,14 +189,14 @@ def _fold(surface: Surface, random: np.random.Generator) -> Flags:
     width = random.uniform(0.014, 0.026)
     fading = 1 / (1 + np.exp((np.abs(along) - random.uniform(0.18, 0.36)) / 0.03))
     profile = across / width * np.exp(0.5 - 0.5 * (across / width) ** 2) * fading
-    surface.relief += (_either(random, 0.13, 0.20) * profile).astype(np.float32)
+    surface.relief += (_either(random, 0.20, 0.28) * profile).astype(np.float32)
     return _seen(np.where(np.abs(across) <= 1.8 * width, fading, 0))
 
 
 def _smear(surface: Surface, random: np.random.Generator) -> Flags:
     """A rubbed place, where the marks are worn flat; nowhere lighter or darker."""
     share = _blob(surface.size, random.uniform(0.08, 0.14), 0.5, random, random.uniform(1.0, 1.8))
-    worn = surface.texture * (1 - np.float32(random.uniform(0.65, 0.8)) * share)
+    worn = surface.texture * (1 - np.float32(random.uniform(0.75, 0.9)) * share)
     surface.texture = _as_bright(surface.texture, worn, share)
     return _seen(share)
 
