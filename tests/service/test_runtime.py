@@ -145,10 +145,10 @@ def test_a_request_that_holds_a_version_learns_that_it_was_altered(
         held = await runtime.version(model_id)
         await held.score(IMAGE, time.monotonic() + 5)
         (settings.bundle_dir() / model_id / "model.onnx").write_bytes(b"altered")
-        with pytest.raises(ModelUnusableError, match="model.onnx was changed"):
+        with pytest.raises(ModelUnusableError, match="was changed or damaged"):
             await runtime.verify(model_id)
         # Not "overloaded", though its batcher is closed.
-        with pytest.raises(ModelUnusableError, match="model.onnx was changed"):
+        with pytest.raises(ModelUnusableError, match="was changed or damaged"):
             await held.score(IMAGE, time.monotonic() + 5)
 
     run(database, settings, scenario)
