@@ -139,6 +139,11 @@ def zipped(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
+def send_bundle(server: Server, content: bytes, kind: str = "application/zip"):
+    """POST a bundle's archive; the response, whatever it is."""
+    return server.client.post("/v1/models", content=content, headers={"content-type": kind})
+
+
 def upload(server: Server, folder: Path, *, promote: bool = False) -> dict:
     answer = server.client.post(
         "/v1/models",

@@ -134,3 +134,21 @@ def test_a_recipe_without_champion_and_an_unknown_model(database: Database, sett
             await runtime.version("0" * 16)
 
     run(database, settings, scenario)
+
+
+def test_a_request_that_holds_a_version_learns_that_it_was_altered(
+    database: Database, settings: Settings, add: Callable[..., str]
+) -> None:
+    model_id = add(0.5)
+
+    async def scenario(runtime: Runtime) -> None:
+        held = await runtime.version(model_id)
+        await held.score(IMAGE, time.monotonic() + 5)
+        (settings.bundle_dir() / model_id / "model.onnx").write_bytes(b"altered")
+        with pytest.raises(ModelUnusableError, match="was changed or damaged"):
+            await runtime.verify(model_id)
+        # Not "overloaded", though its batcher is closed.
+        with pytest.raises(ModelUnusableError, match="was changed or damaged"):
+            await held.score(IMAGE, time.monotonic() + 5)
+
+    run(database, settings, scenario)

@@ -49,13 +49,17 @@ class LoadedModel:
         self.model = model
         self.files = files
         """The bundle's files when they were verified."""
+        self.unusable: str | None = None
+        """Why it may score no more: its files were altered since."""
         self.manifest = manifest
         self.provider = session.provider
         self.last_used = time.monotonic()
         self._batcher = batcher
 
     async def score(self, image: NDArray[np.uint8], deadline: float) -> ScoredImage:
-        """Score uint8[H, W, C]; see `Batcher.score`."""
+        """Score uint8[H, W, C]; see `Batcher.score`. Raises ModelUnusableError where the files were altered since."""
+        if self.unusable is not None:
+            raise ModelUnusableError(self.model.id, self.unusable)
         return await self._batcher.score(image, deadline)
 
     async def close(self) -> None:
@@ -208,6 +212,7 @@ class Runtime:
             path = self._settings.bundle_dir() / model_id
             _, loaded.files = await asyncio.to_thread(_verified, path, loaded.model)
         except BundleError as error:
+            loaded.unusable = error.problem
             self._unusable[model_id] = _Unusable(error.problem, time.monotonic() + RETRY_UNUSABLE_S)
             if self._loaded.get(model_id) is loaded:
                 self._unload(model_id)
