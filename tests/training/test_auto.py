@@ -40,33 +40,33 @@ def test_without_ng_three_views_of_ok_parts_are_combined():
     assert kinds(recipe(), rows()) == ["memory", "padim", "flow"]
 
 
-def test_with_ng_what_learns_from_them_stands_beside_the_memory():
-    assert kinds(recipe(), rows(ng=1)) == ["supersimplenet", "memory"]
-    assert kinds(recipe(), rows(ng=HUNDREDS - 1)) == ["supersimplenet", "memory"]
+def test_with_ng_what_learns_from_them_stands_beside_two_that_know_ok_parts():
+    assert kinds(recipe(), rows(ng=1)) == ["supersimplenet", "memory", "padim"]
+    assert kinds(recipe(), rows(ng=HUNDREDS - 1)) == ["supersimplenet", "memory", "padim"]
 
 
 def test_with_hundreds_of_ng_a_backbone_trains_as_well():
     resolved, _ = resolve(recipe(), rows(ng=HUNDREDS))
-    assert [section.kind for section in resolved.detector] == ["supersimplenet", "memory", "classifier"]
-    assert resolved.detector[2].options["backbone"] == "tf_efficientnet_lite0"
+    assert [section.kind for section in resolved.detector] == ["supersimplenet", "memory", "padim", "classifier"]
+    assert resolved.detector[-1].options["backbone"] == "tf_efficientnet_lite0"
 
 
 def test_synthetic_ng_teach_but_do_not_count_as_hundreds():
-    assert kinds(recipe(), rows(synthetic=HUNDREDS)) == ["supersimplenet", "memory"]
-    assert kinds(recipe(generator={"kind": "cutpaste"}), rows()) == ["supersimplenet", "memory"]
+    assert kinds(recipe(), rows(synthetic=HUNDREDS)) == ["supersimplenet", "memory", "padim"]
+    assert kinds(recipe(generator={"kind": "cutpaste"}), rows()) == ["supersimplenet", "memory", "padim"]
 
 
 def test_in_tiles_ng_teach_only_where_their_defects_are_located():
     tiled = recipe(image={"size": 64, "tile": 64})
     assert kinds(tiled, rows(ng=3)) == ["memory", "padim", "flow"]
     located = [*rows(ng=3), Row(path="located.png", label=NG, mask="mask.png")]
-    assert kinds(tiled, located) == ["supersimplenet", "memory"]
+    assert kinds(tiled, located) == ["supersimplenet", "memory", "padim"]
 
 
 def test_all_detectors_get_its_options_and_its_epochs():
     resolved, _ = resolve(recipe(detector={"epochs": 3, "options": {"least_side": 64}}), rows(ng=2))
-    assert [section.epochs for section in resolved.detector] == [3, 3]
-    assert [section.options for section in resolved.detector] == [{"least_side": 64}] * 2
+    assert [section.epochs for section in resolved.detector] == [3, 3, 3]
+    assert [section.options for section in resolved.detector] == [{"least_side": 64}] * 3
 
 
 def test_a_recipe_that_names_its_detectors_stays_as_it_is():
