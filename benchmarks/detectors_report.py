@@ -42,16 +42,40 @@ def write_report(rows: Sequence[Row], page: Path) -> None:
 
 
 def _facts(rows: Sequence[Row]) -> list[str]:
-    versions = rows[-1]["versions"]
-    used = ", ".join(f"{package} {version}" for package, version in versions.items())
+    own = [row for row in rows if "peer" not in row]
+    last = (own or rows)[-1]
+    used = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
     loads = [row["load"] for row in rows]
-    return [
-        f"- Dates: {min(r['date'] for r in rows)[:10]} to {max(r['date'] for r in rows)[:10]}; {rows[-1]['cpu']}, "
-        f"{rows[-1]['threads']} threads; load average {min(loads)} to {max(loads)}: above {rows[-1]['threads']}, times "
+    threads = sorted({row["threads"] for row in rows})
+    lines = [
+        f"- Dates: {min(r['date'] for r in rows)[:10]} to {max(r['date'] for r in rows)[:10]}; {last['cpu']}, "
+        f"{_range(threads)} threads; load average {min(loads)} to {max(loads)}: above {threads[0]}, times "
         "are of a machine that did other things as well",
         f"- {used}",
-        f"- `python -m benchmarks.detectors DATASET --size {rows[0]['size']}`, by `--kind`, `--ng` and `--seeds`",
     ]
+    if own:
+        lines.append(
+            f"- `python -m benchmarks.detectors DATASET --size {rows[0]['size']}`, by `--kind`, `--ng` and `--seeds`"
+        )
+    peers = {row["kind"]: row for row in rows if "peer" in row}
+    if peers:
+        lines.append(
+            f"- `python -m benchmarks.detectors_peers DATASET --size {rows[0]['size']}`: how, and what is not alike"
+        )
+    return lines + [f"- {kind}: {_of_peer(peers[kind])}" for kind in sorted(peers)]
+
+
+def _of_peer(row: Row) -> str:
+    peer = row["peer"]
+    versions = ", ".join(f"{package} {version}" for package, version in peer["versions"].items())
+    kept = [f"{peer['patches']:.0f} patches kept"] if "patches" in peer else []
+    noise = (
+        [f"{peer['epochs']} epochs, {peer['updates']} updates, noise {peer['noise']:.3g}"] if "noise" in peer else []
+    )
+    rates = " and ".join(f"{rate:.0f} images/s in {what}" for what, rate in peer["throughput"].items())
+    return "; ".join(
+        [*kept, *noise, f"backbone {peer['backbone']}", f"{peer['side']} px", rates, versions, *peer["remarks"]]
+    )
 
 
 def _table(rows: Sequence[Row]) -> list[list[str]]:
