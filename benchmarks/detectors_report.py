@@ -57,25 +57,32 @@ def _facts(rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"- `python -m benchmarks.detectors DATASET --size {rows[0]['size']}`, by `--kind`, `--ng` and `--seeds`"
         )
-    peers = {row["kind"]: row for row in rows if "peer" in row}
-    if peers:
-        lines.append(
-            f"- `python -m benchmarks.detectors_peers DATASET --size {rows[0]['size']}`: how, and what is not alike"
-        )
-    return lines + [f"- {kind}: {_of_peer(peers[kind])}" for kind in sorted(peers)]
+    return lines + _facts_of_peers([row for row in rows if "peer" in row])
 
 
-def _of_peer(row: Row) -> str:
-    peer = row["peer"]
-    versions = ", ".join(f"{package} {version}" for package, version in peer["versions"].items())
-    kept = [f"{peer['patches']:.0f} patches kept"] if "patches" in peer else []
-    noise = (
-        [f"{peer['epochs']} epochs, {peer['updates']} updates, noise {peer['noise']:.3g}"] if "noise" in peer else []
-    )
+def _facts_of_peers(rows: Sequence[Row]) -> list[str]:
+    """Lines of what the peers were, by the last row of each; none without peers."""
+    if not rows:
+        return []
+    last = rows[-1]["peer"]
+    versions = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
+    kinds = {row["kind"]: _of_peer(row["peer"]) for row in rows}
+    return [
+        f"- Peers, by `python -m benchmarks.detectors_peers DATASET --size {rows[-1]['size']}`, which says what is not "
+        f"alike: {versions}; backbone {last['backbone']}, {last['side']} px",
+        *(f"- {kind}: {kinds[kind]}" for kind in sorted(kinds)),
+    ]
+
+
+def _of_peer(peer: dict[str, Any]) -> str:
+    facts = []
+    if "patches" in peer:
+        facts.append(f"{peer['patches']:.0f} patches kept")
+    if "noise" in peer:
+        facts.append(f"{peer['epochs']} epochs (300 are recommended), {peer['updates']} updates")
+        facts.append(f"noise {peer['noise']:.3g}")
     rates = " and ".join(f"{rate:.0f} images/s in {what}" for what, rate in peer["throughput"].items())
-    return "; ".join(
-        [*kept, *noise, f"backbone {peer['backbone']}", f"{peer['side']} px", rates, versions, *peer["remarks"]]
-    )
+    return "; ".join([*facts, rates, *peer["remarks"]])
 
 
 def _table(rows: Sequence[Row]) -> list[list[str]]:

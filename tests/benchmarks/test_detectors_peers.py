@@ -151,9 +151,9 @@ def test_a_peers_versions_stand_beside_kizus_not_in_their_place(tmp_path):
     page = (tmp_path / "page.md").read_text()
     assert "- torch 1\n" in page
     assert "a CPU, 1–2 threads" in page
+    assert "which says what is not alike: anomalib 3; backbone lite, 128 px\n" in page
     assert (
-        f"- {SUPERSIMPLENET}: 8 epochs, 9 updates, noise 0.015; backbone lite; 128 px; 12 images/s in torch; "
-        "anomalib 3; slow\n"
+        f"- {SUPERSIMPLENET}: 8 epochs (300 are recommended), 9 updates; noise 0.015; 12 images/s in torch; slow\n"
     ) in page
 
 
