@@ -1,11 +1,15 @@
-"""Train and score anomalib's GANomaly as one of its users would. Run by anomalib's own Python; Kizu never imports it.
+"""Train and score a detector of anomalib as one of its users would. Run by anomalib's own Python, never imported.
 
     python anomalib_driver.py JOB.json ANSWER.json
 
 Job and answer are `PeerJob` and `PeerAnswer` of `anomalib_peer`.
 
 Notable here:
-- Public interface only: `Folder`, `Ganomaly`, `PreProcessor`, `Engine.fit`, `Engine.predict`, `to_onnx`.
+- Public interface only: `Folder`, `Ganomaly`, `Patchcore`, `Supersimplenet`, `PreProcessor`, `Engine.fit`,
+  `Engine.predict`, `to_onnx`; but for the next two.
+- PatchCore and SuperSimpleNet build their backbone without weights and are given the job's, so nothing is downloaded;
+  SuperSimpleNet has no argument for that, so its feature extractor's own is set for it.
+- The size of SuperSimpleNet's noise has no argument, and is set where it is kept.
 - `Folder` is given exactly the images of the job, with no validation split: none of them is lost to anomalib, and no
   validation pass costs it time.
 - Its post-processor and evaluator are off, so `predict` gives the raw score, before any rescaling or clamping.
@@ -14,6 +18,7 @@ Notable here:
 - The last epoch is used.
 """
 
+import functools
 import json
 import logging
 import math
@@ -24,24 +29,32 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 started = time.perf_counter()
 
 import anomalib  # noqa: E402
 import lightning  # noqa: E402
 import numpy as np  # noqa: E402
+import safetensors.torch  # noqa: E402
+import timm  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
 from anomalib.callbacks import ModelCheckpoint  # noqa: E402
 from anomalib.data import Folder  # noqa: E402
 from anomalib.data.utils import read_image  # noqa: E402
 from anomalib.engine import Engine  # noqa: E402
-from anomalib.models import Ganomaly  # noqa: E402
+from anomalib.models import AnomalibModule, Ganomaly, Patchcore, Supersimplenet  # noqa: E402
+from anomalib.models.components import TimmFeatureExtractor  # noqa: E402
+from anomalib.models.image.supersimplenet import torch_model as supersimplenet_network  # noqa: E402
 from anomalib.pre_processing import PreProcessor  # noqa: E402
 from torchvision.transforms.v2 import Compose, Normalize, Resize  # noqa: E402
 
 IMPORT_SECONDS = time.perf_counter() - started
 Job = dict[str, Any]
+RAW: dict[str, Any] = {"post_processor": False, "evaluator": False, "visualizer": False}
+NOISE_BATCHES = 8
+"""Batches of training images that the spread of features is measured on."""
 
 
 def main(job_file: str, answer_file: str) -> None:
@@ -56,7 +69,8 @@ def main(job_file: str, answer_file: str) -> None:
     stage(folder / "images", job)
 
     began = time.perf_counter()
-    datamodule, model = make_datamodule(folder, job), make_model(job)
+    datamodule = make_datamodule(folder, job)
+    model = make_model(job, datamodule)
     engine = make_engine(folder, job)
     prepare_seconds = time.perf_counter() - began
 
@@ -81,8 +95,10 @@ def main(job_file: str, answer_file: str) -> None:
         "train_seconds": train_seconds,
         "loading_seconds": loading_seconds,
         "import_seconds": IMPORT_SECONDS,
-        "updates": engine.trainer.global_step // 2,  # Lightning counts each of the two optimisers' steps
+        # Lightning counts each optimiser's steps.
+        "updates": engine.trainer.global_step // max(1, len(engine.trainer.optimizers)),
         "parameters": sum(p.numel() for p in model.model.parameters()),
+        "facts": facts(model),
         "throughput": throughput(model, job),
         "onnx": onnx,
         "onnx_error": onnx_error,
@@ -91,6 +107,7 @@ def main(job_file: str, answer_file: str) -> None:
             "lightning": lightning.__version__,
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
+            "timm": timm.__version__,
             "numpy": np.__version__,
             "python": sys.version.split()[0],
         },
@@ -118,17 +135,59 @@ def make_datamodule(folder: Path, job: Job) -> Folder:
     return datamodule
 
 
-def make_model(job: Job) -> Ganomaly:
-    """GANomaly with raw scores."""
-    return Ganomaly(
-        batch_size=job["batch_size"],
-        n_features=job["features"],
-        latent_vec_size=job["latent"],
-        pre_processor=pre_processor(job),
-        post_processor=False,
-        evaluator=False,
-        visualizer=False,
-    )
+def make_model(job: Job, datamodule: Folder) -> AnomalibModule:
+    """Detector of the job, with raw scores."""
+    network = job["network"]
+    prepare = pre_processor(job)
+    if network["kind"] == "ganomaly":
+        return Ganomaly(
+            batch_size=job["batch_size"],
+            n_features=network["features"],
+            latent_vec_size=network["latent"],
+            pre_processor=prepare,
+            **RAW,
+        )
+    features = {"backbone": network["backbone"]["name"], "layers": list(network["backbone"]["layers"])}
+    if network["kind"] == "patchcore":
+        model = Patchcore(
+            **features, pre_trained=False, coreset_sampling_ratio=network["coreset"], pre_processor=prepare, **RAW
+        )
+        load_weights(model.model.feature_extractor, network["backbone"])
+        return model
+    unloaded = functools.partial(TimmFeatureExtractor, pre_trained=False)
+    with patch.object(supersimplenet_network, "TimmFeatureExtractor", unloaded):
+        model = Supersimplenet(**features, pre_processor=prepare, **RAW)
+    load_weights(model.model.feature_extractor.feature_extractor, network["backbone"])
+    if network["noise"] is not None:
+        model.model.anomaly_generator.noise_std = network["noise"] * spread(model, datamodule)
+    return model
+
+
+def load_weights(extractor: TimmFeatureExtractor, backbone: Job) -> None:
+    """Load the job's weights, but for the layers after the features."""
+    assert extractor.layers == backbone["layers"], f"anomalib found the layers {extractor.layers} only"
+    given = safetensors.torch.load_file(backbone["weights"])
+    own = extractor.feature_extractor.state_dict()
+    extractor.feature_extractor.load_state_dict({name: given[name] for name in own})
+
+
+def spread(model: Supersimplenet, datamodule: Folder) -> float:
+    """Standard deviation of the features over OK images and places, root mean square over channels."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for batch, _ in zip(datamodule.train_dataloader(), range(NOISE_BATCHES), strict=False):
+            features = model.model.feature_extractor(model.pre_processor(batch.image))
+            of_place = features.double().movedim(1, 0).flatten(1)
+            count += of_place.shape[1]
+            total, squares = total + of_place.sum(1), squares + of_place.square().sum(1)
+    return float((squares / count - (total / count).square()).clamp(min=0).mean().sqrt())
+
+
+def facts(model: AnomalibModule) -> dict[str, float]:
+    """What only this network has."""
+    if isinstance(model, Patchcore):
+        return {"patches": len(model.model.memory_bank)}
+    return {"noise": model.model.anomaly_generator.noise_std} if isinstance(model, Supersimplenet) else {}
 
 
 def make_engine(folder: Path, job: Job) -> Engine:
@@ -162,13 +221,16 @@ def link(path: str, folder: Path, index: int) -> None:
 
 def pre_processor(job: Job) -> PreProcessor:
     """Resize and scaling that the job asks for."""
-    size = (job["size"], job["size"])
-    if job["scaling"] == "imagenet":
+    size, network = (job["size"], job["size"]), job["network"]
+    if network["kind"] == "ganomaly" and network["scaling"] == "imagenet":
         return Ganomaly.configure_pre_processor(image_size=size)
-    return PreProcessor(Compose([Resize(size, antialias=True), Normalize(mean=[0.5] * 3, std=[0.5] * 3)]))
+    mean, std = [0.5] * 3, [0.5] * 3
+    if "backbone" in network:
+        mean, std = ([value / 255 for value in network["backbone"][name]] for name in ("mean", "std"))
+    return PreProcessor(Compose([Resize(size, antialias=True), Normalize(mean=mean, std=std)]))
 
 
-def predict(engine: Engine, model: Ganomaly, datamodule: Folder, job: Job) -> list[float]:
+def predict(engine: Engine, model: AnomalibModule, datamodule: Folder, job: Job) -> list[float]:
     """Raw scores in the order of the job's test images."""
     scores = [math.nan] * len(job["test"])
     for batch in engine.predict(model, datamodule=datamodule):
@@ -177,7 +239,7 @@ def predict(engine: Engine, model: Ganomaly, datamodule: Folder, job: Job) -> li
     return scores
 
 
-def export(model: Ganomaly, folder: Path, job: Job) -> tuple[str | None, str | None]:
+def export(model: AnomalibModule, folder: Path, job: Job) -> tuple[str | None, str | None]:
     """Path of anomalib's own ONNX file, its pre-processor included, or None and the error."""
     if not job["export"]:
         return None, None
@@ -187,7 +249,7 @@ def export(model: Ganomaly, folder: Path, job: Job) -> tuple[str | None, str | N
         return None, f"{type(error).__name__}: {error}"[:300]
 
 
-def throughput(model: Ganomaly, job: Job) -> dict[str, dict[str, float]]:
+def throughput(model: AnomalibModule, job: Job) -> dict[str, dict[str, float]]:
     """Images per second: `model` is the network on prepared tensors, `pipeline` resizes and scales them as well."""
     images = [read_image(job["test"][i], as_tensor=True) for i in job["timed"]]
     same = len({image.shape for image in images}) == 1

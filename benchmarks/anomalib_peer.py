@@ -16,9 +16,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kizu.errors import UserError
 
@@ -40,8 +40,53 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class GanomalyNetwork(_Message):
+    """anomalib's GANomaly."""
+
+    kind: Literal["ganomaly"] = "ganomaly"
+    features: int
+    latent: int
+    scaling: Scaling
+
+
+class PeerBackbone(_Message):
+    """Pretrained network of timm that a detector takes its features from."""
+
+    name: str
+    weights: str
+    """Safetensors file with the state of the whole network, under timm's names."""
+    layers: list[str]
+    """Nodes whose outputs are the features, finest first."""
+    mean: tuple[float, float, float]
+    """Subtracted from pixels from 0 to 255."""
+    std: tuple[float, float, float]
+
+
+class PatchcoreNetwork(_Message):
+    """anomalib's PatchCore."""
+
+    kind: Literal["patchcore"] = "patchcore"
+    backbone: PeerBackbone
+    coreset: float = Field(gt=0, le=1)
+    """Share of the OK images' patches that are kept."""
+
+
+class SupersimplenetNetwork(_Message):
+    """anomalib's SuperSimpleNet, which learns from OK images alone."""
+
+    kind: Literal["supersimplenet"] = "supersimplenet"
+    backbone: PeerBackbone
+    noise: float | None = Field(default=None, gt=0)
+    """Standard deviation of its noise, in those of the features over OK images; None: as anomalib sets it."""
+
+
+Network = Annotated[GanomalyNetwork | PatchcoreNetwork | SupersimplenetNetwork, Field(discriminator="kind")]
+
+
 class PeerJob(_Message):
     """Job for anomalib."""
+
+    network: Network
 
     train: list[str]
     """OK images to train on, as paths."""
@@ -49,15 +94,13 @@ class PeerJob(_Message):
     labels: list[int]
     """Of `test`: 1 is NG, 0 is OK."""
     size: int
-    features: int
-    latent: int
+    """Pixels of the side that the network sees; images of another size are resized."""
     epochs: int
     batch_size: int
     seed: int
     threads: int
     workers: int
     """Processes that decode and resize images, next to the training one."""
-    scaling: Scaling
     device: Literal["cpu", "cuda"]
     timed: list[int]
     """Indices in `test` of the images that scoring is timed on."""
@@ -82,8 +125,10 @@ class PeerAnswer(_Message):
     """One pass over the training images alone, without training."""
     import_seconds: float
     updates: int
-    """Of the generator, and as many of the discriminator."""
+    """Of each optimiser."""
     parameters: int
+    facts: dict[str, float]
+    """What only this network has: `patches` that it keeps, `noise` that it adds."""
     throughput: dict[str, dict[str, float]]
     """`model` or `pipeline` → images per call → images per second."""
     onnx: str | None

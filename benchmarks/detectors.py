@@ -8,6 +8,7 @@ Notable here:
 - Specificity at an FNR is read from the test split's own curve, to compare detectors; it promises nothing. Only an
   operating point promises.
 - Recipes are what a user would write: a kind, the size of images, nothing tuned.
+- Detectors of others see the same splits and images, and write rows of the same form: `benchmarks.detectors_peers`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -26,6 +27,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 
 from benchmarks import command
 from benchmarks.detectors_report import write_report
@@ -77,6 +79,16 @@ class Product:
     """NG in test, at most."""
 
 
+@dataclass(frozen=True)
+class CellImages:
+    """A cell's recipe and the images that it sees."""
+
+    recipe: Recipe
+    train: list[Row]
+    calibration: list[Row]
+    test: list[Row]
+
+
 def detectors(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A manifest folder with OK and NG.")],
     rows: Annotated[Path, typer.Option(metavar="FILE.jsonl", help="Finished rows; those in it are not run again.")],
@@ -104,23 +116,8 @@ def detectors(
     os.environ["OMP_NUM_THREADS"] = str(threads)
     name = dataset.resolve().name
     product = Product(Manifest.read(dataset), name, size, command.check_channels(channels), most_ok, most_ng)
-    done = read_rows(rows)
-    began, say = time.monotonic(), command.progress()
     cells = [Cell(name, size, k, n, seed) for seed in range(seeds) for n in ng or (0, 10, 50, ALL) for k in kinds]
-    for cell in cells:
-        if any(matches(row, cell) for row in done):
-            continue
-        if time.monotonic() - began > 60 * minutes:
-            say(f"{minutes:g} minutes are over; run the command again to go on")
-            break
-        row = measured(cell, product, threads)
-        if row is None:
-            continue
-        done.append(row)
-        rows.parent.mkdir(parents=True, exist_ok=True)
-        with rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-        say(f"{cell.kind}, {cell.ng} NG, seed {cell.seed}: AUROC {row['auroc']:.3f}, {row['seconds']:.0f} s")
+    done = finish(cells, rows, minutes, lambda cell: measured(cell, product, threads))
     if report is not None:
         write_report(done, report)
     if as_json:
@@ -128,6 +125,34 @@ def detectors(
 
 
 app = command.single_command(detectors)
+
+
+def finish(
+    cells: Iterable[Cell], rows: Path, minutes: float, measure: Callable[[Cell], dict[str, Any] | None]
+) -> list[dict[str, Any]]:
+    """Measure the cells that `rows` lacks and append their rows to it; returns all its rows.
+
+    Args:
+        minutes: no further cell is begun after so many.
+        measure: gives a cell's row, or None where there is nothing to measure.
+    """
+    began, say = time.monotonic(), command.progress()
+    done = read_rows(rows)
+    for cell in cells:
+        if any(matches(row, cell) for row in done):
+            continue
+        if time.monotonic() - began > 60 * minutes:
+            say(f"{minutes:g} minutes are over; run the command again to go on")
+            break
+        row = measure(cell)
+        if row is None:
+            continue
+        done.append(row)
+        rows.parent.mkdir(parents=True, exist_ok=True)
+        with rows.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        say(f"{cell.kind}, {cell.ng} NG, seed {cell.seed}: AUROC {row['auroc']:.3f}, {row['seconds']:.0f} s")
+    return done
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -144,16 +169,14 @@ def matches(row: dict[str, Any], cell: Cell) -> bool:
 
 def measured(cell: Cell, product: Product, threads: int) -> dict[str, Any] | None:
     """Train and test a cell; None where the kind does not use what the cell is about."""
-    recipe = recipe_of(cell, product)
-    splits = assign_splits(product.manifest, cell.seed, recipe.splits.fractions)
-    train = sampled(splits.train, cell, product.most_ok)
+    images = images_of(cell, product)
+    train = images.train
     if cell.ng == ALL and not any(row.label == NG for row in train):
         return None
-    recipe, _ = resolve(recipe, train)
-    test = capped(splits.test, product.most_ok, product.most_ng)
+    recipe, _ = resolve(images.recipe, train)
     folder = Path(mkdtemp(prefix="kizu-detectors-"))
     try:
-        run = Run(recipe, product.manifest, Splits(train, splits.calibration, test), "benchmark", folder, folder)
+        run = Run(recipe, product.manifest, Splits(train, images.calibration, images.test), "benchmark", folder, folder)
         log = RunLog(folder, quiet=True)
         began = time.perf_counter()
         try:
@@ -166,23 +189,45 @@ def measured(cell: Cell, product: Product, threads: int) -> dict[str, Any] | Non
         finally:
             log.close()
         assert bundle is not None
-        environment = current_environment().as_dict()
-        return {
-            **asdict(cell),
-            "detectors": [section.kind for section in recipe.detector],
-            "train_ok": sum(row.label == OK for row in train),
-            "train_ng": sum(row.label == NG for row in train),
-            **figures(folder / SCORES_FILE),
-            "seconds": round(time.perf_counter() - began, 1),
-            "images_per_second": round(speed(bundle, product, threads), 1),
-            "threads": threads,
-            "date": environment["date"],
-            "cpu": environment["cpu"],
-            "load": environment["load"],
-            "versions": environment["versions"],
-        }
+        found = figures(folder / SCORES_FILE)
+        seconds = time.perf_counter() - began
+        kinds = [section.kind for section in recipe.detector]
+        return row_of(cell, kinds, train, found, seconds, speed(bundle, product, threads), threads)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def row_of(
+    cell: Cell,
+    kinds: list[str],
+    train: Iterable[Row],
+    found: dict[str, float],
+    seconds: float,
+    images_per_second: float,
+    threads: int,
+) -> dict[str, Any]:
+    """A cell's row, JSON-able: its `figures`, seconds of training, speed, and the facts of this process."""
+    labels, environment = [row.label for row in train], current_environment().as_dict()
+    return {
+        **asdict(cell),
+        "detectors": kinds,
+        "train_ok": labels.count(OK),
+        "train_ng": labels.count(NG),
+        **found,
+        "seconds": round(seconds, 1),
+        "images_per_second": round(images_per_second, 1),
+        "threads": threads,
+        **{fact: environment[fact] for fact in ("date", "cpu", "load", "versions")},
+    }
+
+
+def images_of(cell: Cell, product: Product) -> CellImages:
+    """Split the product by the cell's seed, and sample its train split."""
+    recipe = recipe_of(cell, product)
+    splits = assign_splits(product.manifest, cell.seed, recipe.splits.fractions)
+    train = sampled(splits.train, cell, product.most_ok)
+    test = capped(splits.test, product.most_ok, product.most_ng)
+    return CellImages(recipe, train, splits.calibration, test)
 
 
 def recipe_of(cell: Cell, product: Product) -> Recipe:
@@ -228,7 +273,11 @@ def figures(scores: Path) -> dict[str, float]:
         for line in csv.DictReader(file):
             if line["set"] == "test":
                 held[line["label"]].append(float(line["score"]))
-    ng, ok = np.array(held[NG]), np.array(held[OK])
+    return figures_of(np.array(held[NG]), np.array(held[OK]))
+
+
+def figures_of(ng: NDArray[np.float64], ok: NDArray[np.float64]) -> dict[str, float]:
+    """AUROC, average precision and specificities of scores, none of them of no image."""
     ranking, precision = auroc(ng, ok), average_precision(ng, ok)
     assert ranking is not None
     assert precision is not None

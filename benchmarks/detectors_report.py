@@ -42,16 +42,47 @@ def write_report(rows: Sequence[Row], page: Path) -> None:
 
 
 def _facts(rows: Sequence[Row]) -> list[str]:
-    versions = rows[-1]["versions"]
-    used = ", ".join(f"{package} {version}" for package, version in versions.items())
+    own = [row for row in rows if "peer" not in row]
+    last = (own or rows)[-1]
+    used = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
     loads = [row["load"] for row in rows]
-    return [
-        f"- Dates: {min(r['date'] for r in rows)[:10]} to {max(r['date'] for r in rows)[:10]}; {rows[-1]['cpu']}, "
-        f"{rows[-1]['threads']} threads; load average {min(loads)} to {max(loads)}: above {rows[-1]['threads']}, times "
+    threads = sorted({row["threads"] for row in rows})
+    lines = [
+        f"- Dates: {min(r['date'] for r in rows)[:10]} to {max(r['date'] for r in rows)[:10]}; {last['cpu']}, "
+        f"{_range(threads)} threads; load average {min(loads)} to {max(loads)}: above {threads[0]}, times "
         "are of a machine that did other things as well",
         f"- {used}",
-        f"- `python -m benchmarks.detectors DATASET --size {rows[0]['size']}`, by `--kind`, `--ng` and `--seeds`",
     ]
+    if own:
+        lines.append(
+            f"- `python -m benchmarks.detectors DATASET --size {rows[0]['size']}`, by `--kind`, `--ng` and `--seeds`"
+        )
+    return lines + _facts_of_peers([row for row in rows if "peer" in row])
+
+
+def _facts_of_peers(rows: Sequence[Row]) -> list[str]:
+    """Lines of what the peers were, by the last row of each; none without peers."""
+    if not rows:
+        return []
+    last = rows[-1]["peer"]
+    versions = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
+    kinds = {row["kind"]: _of_peer(row["peer"]) for row in rows}
+    return [
+        f"- Peers, by `python -m benchmarks.detectors_peers DATASET --size {rows[-1]['size']}`, which says what is not "
+        f"alike: {versions}; backbone {last['backbone']}, {last['side']} px",
+        *(f"- {kind}: {kinds[kind]}" for kind in sorted(kinds)),
+    ]
+
+
+def _of_peer(peer: dict[str, Any]) -> str:
+    facts = []
+    if "patches" in peer:
+        facts.append(f"{peer['patches']:.0f} patches kept")
+    if "noise" in peer:
+        facts.append(f"{peer['epochs']} epochs (300 are recommended), {peer['updates']} updates")
+        facts.append(f"noise {peer['noise']:.3g}")
+    rates = " and ".join(f"{rate:.0f} images/s in {what}" for what, rate in peer["throughput"].items())
+    return "; ".join([*facts, rates, *peer["remarks"]])
 
 
 def _table(rows: Sequence[Row]) -> list[list[str]]:

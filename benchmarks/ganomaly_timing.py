@@ -40,13 +40,16 @@ def time_network(
 
 
 def time_images(
-    score: Callable[[NDArray[Any]], object], pixels: Sequence[NDArray[Any]], repeats: int
+    score: Callable[[NDArray[Any]], object],
+    pixels: Sequence[NDArray[Any]],
+    repeats: int,
+    sizes: Sequence[int] = TIMED_BATCHES,
 ) -> dict[int, float]:
     """Images per second of a score function, by images per call; single images only where their sizes differ."""
     alike = len({image.shape for image in pixels}) == 1
     return {
         size: _rate(score, [np.stack(pixels[i : i + size]) for i in range(0, len(pixels), size)], repeats)
-        for size in TIMED_BATCHES
+        for size in sizes
         if alike or size == 1
     }
 
@@ -58,10 +61,12 @@ def time_onnx(
     device: Literal["cpu", "cuda"],
     threads: int,
     repeats: int,
+    sizes: Sequence[int] = TIMED_BATCHES,
 ) -> tuple[dict[int, float], float]:
     """Images per second of anomalib's ONNX file, and the largest relative difference of a score from torch's.
 
     Args:
+        sizes: images per call.
         expected: torch's scores of the images.
     """
     options = onnxruntime.SessionOptions()
@@ -75,7 +80,7 @@ def time_onnx(
         np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)).transpose(2, 0, 1), dtype=np.float32) / 255
         for image in images
     ]
-    rates = time_images(lambda batch: session.run(None, {name: batch}), tensors, repeats)
+    rates = time_images(lambda batch: session.run(None, {name: batch}), tensors, repeats, sizes)
     scores = np.array([session.run(["pred_score"], {name: tensor[None]})[0].item() for tensor in tensors])
     size = np.abs(expected)
     return rates, float(np.max(np.abs(scores - expected) / np.maximum(size, 1e-12)))

@@ -44,7 +44,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.anomalib_peer import PeerJob, Scaling, run_peer
+from benchmarks.anomalib_peer import GanomalyNetwork, PeerJob, Scaling, run_peer
 from benchmarks.ganomaly_timing import TIMED_BATCHES, time_images, time_network, time_onnx
 from kizu.errors import UserError
 from kizu.models.bundle import InputGeometry, Session
@@ -271,18 +271,16 @@ def _job(
     material: Material, settings: GanomalyBenchmarkSettings, seed: int, arm: str, folder: Path, export: bool
 ) -> PeerJob:
     return PeerJob(
+        network=GanomalyNetwork(features=settings.features, latent=settings.latent, scaling=SCALINGS[arm]),
         train=[material.files[row.path] for row in material.train],
         test=[material.files[row.path] for row in material.test],
         labels=material.labels,
         size=settings.size,
-        features=settings.features,
-        latent=settings.latent,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         seed=seed,
         threads=settings.threads,
         workers=settings.workers,
-        scaling=SCALINGS[arm],
         device=settings.device,
         timed=material.timed,
         timed_batches=list(TIMED_BATCHES),

@@ -34,12 +34,12 @@ def test_job_and_answer_go_to_the_driver_and_back(boards, settings, tmp_path, st
     trial = run_anomalib(material, settings, 7, TANH, Path(sys.executable), tmp_path / "run")
     assert trial.scores["latent"] == [float(label) for label in material.labels]
     assert trial.throughput["network in torch"] == {32: 5.0, 1: 2.0}
-    assert trial.throughput["torch with preprocessing"] == {1: 1.0}
+    assert trial.throughput["torch with preprocessing"] == {16: 3.0, 1: 1.0}
     assert trial.loading_seconds == pytest.approx(0.2 * settings.epochs)
     assert any("there is none" in remark for remark in trial.remarks)
     job = json.loads((tmp_path / "run" / "job.json").read_text())
     assert peer.PeerJob.model_validate(job).model_dump(mode="json") == job
-    assert (job["seed"], job["scaling"], len(job["train"])) == (7, "tanh", len(material.train))
+    assert (job["seed"], job["network"]["scaling"], len(job["train"])) == (7, "tanh", len(material.train))
     assert all(Path(file).is_file() for file in job["train"] + job["test"])
     assert not set(job["train"]) & set(job["test"])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-NAMES = ("detectors", "devices", "gan", "ganomaly", "limited", "speed")
+NAMES = ("detectors", "detectors_peers", "devices", "gan", "ganomaly", "limited", "speed")
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
