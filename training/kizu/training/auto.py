@@ -4,9 +4,9 @@ Notable here:
 - NG that were labelled decide. Without any, three views of what OK parts look like are combined, nearest neighbours,
   Gaussians and a flow, since no synthetic anomaly can tell which of them suits a product.
 - With NG, SuperSimpleNet learns from them, and memory and Gaussians stay beside it: kinds of defect that nobody has
-  labelled are far from OK parts, whatever a network has learned of others. Ten NG can mislead, too: on solar cells they
-  taught less than the Gaussians know without any (`benchmarks/detectors.md`), so these two have their say by what they
-  see of the NG (`kizu.training.combination`).
+  labelled are far from OK parts, whatever a network has learned of others. Ten NG can mislead, too: on one split of
+  solar cells they taught less than the Gaussians know without any. So these two have their say by what they see of the
+  NG (`kizu.training.combination`).
 - From `HUNDREDS` of NG on, a classifier whose backbone trains as well joins them.
 - A function of recipe and train split alone, so a resumed run means the same.
 """
