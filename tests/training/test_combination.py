@@ -64,8 +64,9 @@ def run_of(tmp_path):
 
 
 def weights(run, *members):
-    made = combined(run, members, RunLog(None, quiet=True))
+    made, notes = combined(run, members, RunLog(None, quiet=True))
     assert isinstance(made, Ensemble)
+    assert bool(notes) == (made.weights[0] != made.weights[1])
     return made.weights.tolist()
 
 
@@ -92,7 +93,8 @@ def test_all_count_alike_where_all_learned_from_the_same(run_of, learn):
 @pytest.mark.parametrize("combine", ["mean", "max"])
 def test_a_recipe_may_ask_for_equal_say(run_of, combine):
     members: Any = [Member(1.0, learns_from_ng=True), Member(1.0, learns_from_ng=False)]
-    made = combined(run_of(combine), members, RunLog(None, quiet=True))
+    made, notes = combined(run_of(combine), members, RunLog(None, quiet=True))
+    assert not notes
     assert isinstance(made, Ensemble)
     assert made.combine == combine
     assert made.weights.tolist() == [0.5, 0.5]
@@ -100,7 +102,7 @@ def test_a_recipe_may_ask_for_equal_say(run_of, combine):
 
 def test_one_detector_stays_itself(run_of):
     members: Any = [Member(1.0, learns_from_ng=True)]
-    assert isinstance(combined(run_of(), members, RunLog(None, quiet=True)), Brightness)
+    assert isinstance(combined(run_of(), members, RunLog(None, quiet=True))[0], Brightness)
 
 
 def test_of_many_ng_some_of_every_kind_are_asked():

@@ -31,10 +31,10 @@ MOST_NG = 200
 """NG that weights are taken from, at most."""
 
 
-def combined(run: Run, members: Sequence[DetectorMethod], log: RunLog) -> nn.Module:
-    """Return the one detector, or an ensemble of all."""
+def combined(run: Run, members: Sequence[DetectorMethod], log: RunLog) -> tuple[nn.Module, list[str]]:
+    """Return the one detector, or an ensemble of all; and what the report is to say of it."""
     if len(members) == 1:
-        return members[0].detector()
+        return members[0].detector(), []
     informed = [method.learns_from_ng for method in members]
     weigh = run.recipe.combine == "weighted" and any(informed) and not all(informed)
     ng = _ng(run.training) if weigh else []
@@ -44,11 +44,13 @@ def combined(run: Run, members: Sequence[DetectorMethod], log: RunLog) -> nn.Mod
         scored = _scored(run, method, rows, f"ranking by detector {index + 1}", log)
         scales.append(RankScale.fitted(scored.ok))
         weights.append(1.0 if informed[index] else weight_of(scored))
+    notes = []
     if ng:
         shares = [f"{section.kind} {w:.2f}" for section, w in zip(run.recipe.detector, weights, strict=True)]
-        log.say(f"weights by what each sees of the train split's NG: {', '.join(shares)}")
+        notes.append(f"weights by what each sees of the train split's NG: {', '.join(shares)}")
+        log.say(notes[0])
     how = "max" if run.recipe.combine == "max" else "mean"
-    return Ensemble([method.detector() for method in members], scales, how, weights if ng else None)
+    return Ensemble([method.detector() for method in members], scales, how, weights if ng else None), notes
 
 
 def weight_of(scored: Scored) -> float:

@@ -253,7 +253,8 @@ def _with_weights_found(section: DetectorSection, recipe_dir: Path) -> DetectorS
 def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, notes: list[str], log: RunLog) -> Bundle:
     geometry = run.recipe.image.geometry
     rows_to_calibrate = run.calibration(ng_unseen=not any(method.learns_from_ng for method in members))
-    graph = graph_to_ship(run, Inspector(combined(run, members, log), geometry), rows_to_calibrate, log)
+    detector, of_combination = combined(run, members, log)
+    graph = graph_to_ship(run, Inspector(detector, geometry), rows_to_calibrate, log)
     rows = [row for row in run.splits.test if row.label]  # none is synthetic: those are always in train
     with log.bar("testing", len(rows)) as advance:
         scored, pixels = score_with_pixels(graph.session.score, geometry, run.manifest, rows, progress=advance)
@@ -281,7 +282,8 @@ def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, notes: l
         "This is the test split: neither training nor the threshold has seen it.",
         *notes,
         *([graph.quantisation.statement()] if graph.quantisation and not graph.quantisation.applied else []),
-        *_member_notes(members),
+        *of_combination,
+        *_member_notes(run, members),
     ]
     report = build_report(
         manifest, graph.session.score, run.manifest, scored, metrics, evaluated="test split", notes=notes
@@ -293,10 +295,11 @@ def _finish(run: Run, members: list[DetectorMethod], synthetic_ng: int, notes: l
     return bundle
 
 
-def _member_notes(members: list[DetectorMethod]) -> list[str]:
-    """What each detector has to say, after its kind where there are several."""
-    several = len(members) > 1
-    return [f"Detector {i}: {note}" if several else note for i, m in enumerate(members, 1) for note in m.notes]
+def _member_notes(run: Run, members: list[DetectorMethod]) -> list[str]:
+    """What each detector has to say, after its number and kind where there are several."""
+    names = [f"Detector {i}, {section.kind}: " for i, section in enumerate(run.recipe.detector, 1)]
+    names = names if len(members) > 1 else [""]
+    return [name + note for name, method in zip(names, members, strict=True) for note in method.notes]
 
 
 def _calibration_scores(sets: Mapping[str, Scored | None]) -> CalibrationScores:
