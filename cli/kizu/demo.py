@@ -120,7 +120,7 @@ def demo(
     _step("Registering the bundles as champions")
     for product in PRODUCTS:
         _kizu("models", "add", str(_run_folder(folder, product) / "bundle"), "--promote", env=environment)
-    with _service(port, environment) as url:
+    with _service(port, environment, folder / "service.log") as url:
         for product in PRODUCTS:
             _step(f"POSTing parts that the model has never seen to {url}: {product.folder}")
             parts = _test_parts(folder / product.folder, _run_folder(folder, product))
@@ -129,7 +129,8 @@ def demo(
         reports = ", ".join(str(_run_folder(folder, product) / "bundle" / "report.html") for product in PRODUCTS)
         generator = _run_folder(folder, PRODUCTS[0]) / "generator" / "report.html"
         console.print(
-            f"[dim]{time.monotonic() - started:.0f} s in all; reports: {reports}; synthetic NG: {generator}[/]",
+            f"[dim]{time.monotonic() - started:.0f} s in all; reports: {reports}; synthetic NG: {generator}; "
+            f"the service's log: {folder / 'service.log'}[/]",
             soft_wrap=True,
         )
         if not leave:
@@ -160,14 +161,17 @@ def _kizu(*arguments: str, env: dict[str, str] | None = None) -> None:
 
 
 @contextmanager
-def _service(port: int, environment: dict[str, str]) -> Iterator[str]:
+def _service(port: int, environment: dict[str, str], log: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen([sys.executable, "-m", "kizu", "serve", "--port", str(port)], env=environment)
+    command = [sys.executable, "-m", "kizu", "serve", "--port", str(port)]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 60
         while not _ready(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"The service did not come up on {url}.", "Is the port free? Try --port 8001.")
+                remedy = f"Is the port free? Try --port 8001; {log} says more."
+                raise UserError(f"The service did not come up on {url}.", remedy)
             time.sleep(0.2)
         yield url
     finally:
